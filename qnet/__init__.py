@@ -1,0 +1,34 @@
+"""Quantization Networks (Yang et al., CVPR 2019): low-bit networks for PyTorch."""
+
+from qnet.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
+from qnet.clustering import Clusters, cluster
+from qnet.errors import UserError
+from qnet.histogram import Histogram
+from qnet.layers import activation_sites, insert_quantizers, quantizable_layers
+from qnet.levels import LevelSet, activation_levels, weight_levels
+from qnet.quantizer import Quantizer, hard_steps, quantizers, soft_forward, soft_steps
+from qnet.size import full_precision_bytes, model_bytes
+
+__all__ = [
+    "Checkpoint",
+    "Clusters",
+    "Histogram",
+    "LevelSet",
+    "Quantizer",
+    "UserError",
+    "activation_levels",
+    "activation_sites",
+    "cluster",
+    "full_precision_bytes",
+    "hard_steps",
+    "insert_quantizers",
+    "load_checkpoint",
+    "load_model",
+    "model_bytes",
+    "quantizable_layers",
+    "quantizers",
+    "save_checkpoint",
+    "soft_forward",
+    "soft_steps",
+    "weight_levels",
+]

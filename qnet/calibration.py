@@ -1,0 +1,53 @@
+"""What the activations of a network look like: one histogram for each place to quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qnet.histogram import Histogram
+from qnet.runtime import Runtime
+
+
+@torch.no_grad()
+def activation_histograms(
+    model: nn.Module, sites: Sequence[str], batches: Iterable[Tensor], runtime: Runtime
+) -> dict[str, Histogram]:
+    """Histograms of the values at `sites` while `model`, in eval mode, sees `batches`.
+
+    Memory does not grow with the number of images.
+
+    Args:
+        model: on the device of `runtime`.
+        sites: names of convolutions and linear layers (their inputs) or ReLUs (their outputs).
+        batches: images [B, C, H, W], normalised.
+        runtime: the device and its arithmetic.
+    """
+    histograms = {site: Histogram(f"activations at {site}") for site in sites}
+    handles = []
+    for site in sites:
+        module = model.get_submodule(site)
+        if isinstance(module, nn.ReLU):
+            handles.append(module.register_forward_hook(_output_to(histograms[site])))
+        else:
+            handles.append(module.register_forward_pre_hook(_input_to(histograms[site])))
+    try:
+        model.eval()
+        for images in batches:
+            with runtime.autocast():
+                model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return histograms
+
+
+def _output_to(histogram: Histogram) -> Callable[[nn.Module, Any, Tensor], None]:
+    return lambda module, inputs, output: histogram.update(output)
+
+
+def _input_to(histogram: Histogram) -> Callable[[nn.Module, Any], None]:
+    return lambda module, inputs: histogram.update(inputs[0])

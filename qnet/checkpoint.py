@@ -1,0 +1,153 @@
+"""A network in one file that describes itself: safetensors, with one JSON metadata entry.
+
+The entry says all that is needed to build the network again (architecture, classes,
+preprocessing, level sets, where they act), so nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from qnet.data import DatasetInfo
+from qnet.errors import UserError
+from qnet.files import write_bytes
+from qnet.layers import insert_quantizers
+from qnet.levels import LevelSet
+from qnet.models import build_model
+from qnet.quantizer import Quantizer, quantizers
+
+FORMAT = 1
+KEY = "qnet"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network in eval mode, its architecture's name and the data it was trained on."""
+
+    model: nn.Module
+    architecture: str
+    dataset: DatasetInfo
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` to `path`, whole or not at all; the same network gives the same bytes.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    description = {
+        "format": FORMAT,
+        "architecture": checkpoint.architecture,
+        "dataset": checkpoint.dataset.to_dict(),
+        "quantizers": {name: _describe(q) for name, q in quantizers(checkpoint.model)},
+    }
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in checkpoint.model.state_dict().items()
+    }
+    write_bytes(path, save(tensors, metadata={KEY: json.dumps(description, sort_keys=True)}))
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a network written by `save_checkpoint` and put it on `device`, in eval mode.
+
+    Raises:
+        UserError: the file is missing, truncated, foreign, of another format, or does not fit the
+            architecture that it names.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run the stage that writes it, with `dvc repro`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); make it anew") from None
+    description = _description(path, metadata)
+    try:
+        dataset = DatasetInfo.from_dict(description["dataset"])
+        architecture = description["architecture"]
+        model = build_model(
+            architecture,
+            classes=len(dataset.classes),
+            channels=dataset.channels,
+            size=dataset.size,
+        )
+        _insert(model, description["quantizers"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has an incomplete description ({error!r}); make it anew") from None
+    _check(path, architecture, model, tensors)
+    model.load_state_dict(tensors)
+    return Checkpoint(model.to(device).eval(), architecture, dataset)
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The network in the file at `path`, ready for inference; see `load_checkpoint`."""
+    return load_checkpoint(path, device).model
+
+
+def _describe(quantizer: Quantizer) -> dict[str, Any]:
+    return {
+        "levels": quantizer.level_set.name,
+        "values": list(quantizer.level_set.values),
+        "alpha_shape": list(quantizer.alpha.shape),
+        "beta_shape": list(quantizer.beta.shape),
+        "forward": quantizer.forward_mode,
+        "temperature": float(quantizer.temperature),
+        "backward_temperature": quantizer.backward_temperature,
+    }
+
+
+def _insert(model: nn.Module, described: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put quantizers as they were `described` where they were, with values yet to be loaded."""
+    found: dict[str, dict[str, Quantizer]] = {"weights": {}, "activations": {}}
+    for place, description in described.items():
+        layer, _, attribute = place.rpartition(".")
+        kind = "weights" if attribute == "weight_quantizer" else "activations"
+        found[kind][layer] = Quantizer(
+            LevelSet(description["levels"], tuple(description["values"])),
+            alpha=torch.ones(description["alpha_shape"]),
+            beta=torch.ones(description["beta_shape"]),
+            forward_mode=description["forward"],
+            temperature=description["temperature"],
+            backward_temperature=description["backward_temperature"],
+        )
+    insert_quantizers(model, **found)
+
+
+def _description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if KEY not in metadata:
+        raise UserError(f"{path} was not written by qnet: it has no {KEY} entry in its metadata")
+    try:
+        description = json.loads(metadata[KEY])
+        version = description["format"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} has a damaged description; make it anew") from None
+    if version != FORMAT:
+        raise UserError(f"{path} has format {version}, and this qnet reads format {FORMAT}")
+    return dict(description)
+
+
+def _check(path: Path, architecture: str, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors that do not fit the model, saying which."""
+    expected = model.state_dict()
+    differences = [f"{name} is missing" for name in expected if name not in tensors]
+    differences += [f"{name} is unknown" for name in tensors if name not in expected]
+    differences += [
+        f"{name} is {list(tensors[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if differences:
+        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        raise UserError(f"{path} does not fit {architecture}: {', '.join(differences[:3])}{more}")

@@ -1,0 +1,149 @@
+"""Batches cut, mirrored and normalised on the device that trains.
+
+The images stay on the device as bytes. A batch is one gather: for each pixel of the output it is
+known which pixel of the padded image it comes from, and a random crop and a mirror image are
+nothing but another choice of that pixel. Random crops after zero padding, and mirroring, are those
+of He et al., *Deep Residual Learning for Image Recognition* (2016), section 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qnet.data.prepared import DatasetInfo, Split
+from qnet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How training images are varied.
+
+    Attributes:
+        pad: black pixels added on each side before a crop of the original size is taken at random.
+        flip: mirror each image with probability one half.
+    """
+
+    pad: int
+    flip: bool
+
+
+class Batches:
+    """The images of a split on a device, in batches for training or in order for evaluation.
+
+    Batches are pairs of images, float32 [B, C, H, W] in the channels_last memory format, normalised
+    by the mean and std of `info`, and labels, int64 [B].
+
+    Args:
+        split: images uint8 [N, C, H, W] with H = W, and labels.
+        info: gives mean and std.
+        batch_size: images to a batch.
+        device: where the images are kept and the batches made.
+        augment: given for training images; `Augment(pad=0, flip=False)` leaves them as they are.
+
+    Raises:
+        UserError: if images to train on do not fill one batch.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        info: DatasetInfo,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        augment: Augment | None = None,
+    ) -> None:
+        self.batch_size = batch_size
+        self.augment = augment
+        self._images = split.images.permute(0, 2, 3, 1).contiguous().to(device)  # [N, H, W, C]
+        self._labels = split.labels.to(device)
+        if augment is not None:
+            self._require_full_batch()
+        # (x / 255 − mean) / std as one multiplication and addition. Repeated along the width: rows
+        # of W·C numbers are added at full speed, rows of C are not.
+        mean = torch.tensor(info.mean, dtype=torch.float64)
+        std = torch.tensor(info.std, dtype=torch.float64)
+        width = self._images.shape[2]
+        self._scale = (1 / (255 * std)).float().repeat(width, 1).to(device)  # [W, C]
+        self._shift = (-mean / std).float().repeat(width, 1).to(device)
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch."""
+        return len(self._labels) // self.batch_size
+
+    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images once in random order, augmented, without the last batch if it is short.
+
+        The generator may be on any device. All random numbers of the epoch are drawn by this call:
+        the same state gives the same batches and the same next state, however many are used.
+
+        Raises:
+            UserError: if the images do not fill one batch.
+        """
+        self._require_full_batch()
+        augment = self.augment or Augment(pad=0, flip=False)
+        count, source, device = len(self._labels), generator.device, self._images.device
+        order = torch.randperm(count, generator=generator, device=source)
+        room = 2 * augment.pad + 1  # places for a crop along a side
+        starts = torch.randint(room, (2, count), generator=generator, device=source)
+        mirrored = torch.randint(1 + augment.flip, (count,), generator=generator, device=source)
+        # Moved at once, so that between batches the host need not wait for the device.
+        return self._augmented(order.to(device), starts.to(device), mirrored.bool().to(device))
+
+    def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images once, in order, not augmented; the last batch may be short."""
+        for images, labels in zip(
+            self._images.split(self.batch_size), self._labels.split(self.batch_size), strict=True
+        ):
+            yield self._normalise(images), labels
+
+    def _augmented(
+        self, order: Tensor, starts: Tensor, mirrored: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for first in range(0, len(self) * self.batch_size, self.batch_size):
+            batch = slice(first, first + self.batch_size)
+            images = self._images.index_select(0, order[batch])
+            labels = self._labels.index_select(0, order[batch])
+            if self.augment is not None:
+                images = crop(images, starts[:, batch], mirrored[batch], self.augment.pad)
+            yield self._normalise(images), labels
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        normalised = torch.addcmul(self._shift, images.float(), self._scale)
+        return normalised.permute(0, 3, 1, 2)  # a view: channels_last of [B, C, H, W]
+
+    def _require_full_batch(self) -> None:
+        if self.batch_size > len(self._labels):
+            raise UserError(
+                f"batch_size: {self.batch_size} is more than the {len(self._labels)} images to "
+                f"train on: choose at most {len(self._labels)}"
+            )
+
+
+def crop(images: Tensor, starts: Tensor, mirrored: Tensor, pad: int) -> Tensor:
+    """Cut an image of the original size out of each padded image, and mirror some.
+
+    Args:
+        images: [B, S, S, C], channels last.
+        starts: int64 [2, B], top and left of each crop within the padded image, 0 to 2 · pad.
+        mirrored: bool [B].
+        pad: zeros on each side.
+
+    Returns:
+        [B, S, S, C], of the type of `images`.
+    """
+    batch, size, _, channels = images.shape
+    padded_size = size + 2 * pad
+    padded = F.pad(images, (0, 0, pad, pad, pad, pad))
+    steps = torch.arange(size, device=images.device)
+    rows = starts[0, :, None] + steps  # [B, S]
+    columns = starts[1, :, None] + torch.where(mirrored[:, None], steps.flip(0), steps)
+    rows = rows + padded_size * torch.arange(batch, device=images.device)[:, None]
+    pixels = rows[:, :, None] * padded_size + columns[:, None, :]  # [B, S, S]
+    cut = padded.reshape(-1, channels).index_select(0, pixels.view(-1))
+    return cut.view(batch, size, size, channels)

@@ -1,0 +1,187 @@
+"""A data set of one's own: a tree of image files, one folder per class.
+
+`root/train/<class>/*` and `root/test/<class>/*` (or `val` in place of `test`), in any format PIL
+reads, at any depth below the class folder. Hidden files are passed over. Classes and files are
+taken in the order of their names, so the same tree gives the same arrays on every machine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from qnet.data.pixels import fill, for_each, to_pixels
+from qnet.data.prepared import Split
+from qnet.data.raw import Progress, Raw
+from qnet.errors import UserError
+
+_LAYOUT = "train/<class>/ and test/<class>/ with images in them"
+_GRAY = ("1", "L", "LA", "La")  # and I, I;16, ...: 16 bits
+
+T = TypeVar("T")
+
+
+def load_image_folder(
+    root: Path, size: int | None, channels: int | None, progress: Progress | None
+) -> Raw:
+    """Read a tree of images.
+
+    Without a size: the most common one in train (its shorter side, if not square). Without a number
+    of channels: gray if every training image is, else colour.
+
+    Raises:
+        UserError: if the tree is not as above, its classes differ between train and test, a class
+            has no images, or an image cannot be read.
+    """
+    train_folder, test_folder, notes = _halves(root)
+    train, classes = _tree(train_folder)
+    test, test_classes = _tree(test_folder)
+    for missing, here, there in (
+        (set(classes) - set(test_classes), train_folder, test_folder),
+        (set(test_classes) - set(classes), test_folder, train_folder),
+    ):
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise UserError(
+                f"{there}: lacks the class folder {names} that {here} has: "
+                "every class needs images in both"
+            )
+    if len(classes) < 2:
+        raise UserError(f"{train_folder}: has the one class {classes[0]}: at least two are needed")
+
+    paths = [*train.paths, *test.paths]
+    heads = _survey(paths)
+    if size is None:
+        common = Counter(head.sides for head in heads[: len(train.paths)])
+        size = min(common.most_common(1)[0][0])
+    if channels is None:
+        channels = 1 if all(head.gray for head in heads[: len(train.paths)]) else 3
+    other = sum(head.sides != (size, size) for head in heads)
+    if other:
+        notes.append(
+            f"{other} of {len(paths)} images are not {size}×{size}: scaled to it, and "
+            "cropped at the centre where not square"
+        )
+    passed = [*train.passed, *test.passed]
+    if passed:
+        notes.append(
+            f"{len(passed)} files are not images and were passed over, such as {passed[0]}"
+        )
+
+    images = torch.from_numpy(_read_all(paths, size, channels, progress))
+    count = len(train.paths)
+    return Raw(
+        name="image_folder",
+        classes=tuple(classes),
+        train=Split(images[:count], torch.tensor(train.labels)),
+        test=Split(images[count:], torch.tensor(test.labels)),
+        flip=True,
+        notes=notes,
+    )
+
+
+@dataclass(frozen=True)
+class _Files:
+    paths: list[Path]
+    labels: list[int]
+    passed: list[Path]  # not images
+
+
+@dataclass(frozen=True)
+class _Head:
+    sides: tuple[int, int]  # shorter, longer
+    gray: bool
+
+
+def _halves(root: Path) -> tuple[Path, Path, list[str]]:
+    """The folders to train and to test on."""
+    if not root.is_dir():
+        raise UserError(f"data.root: {root} is not a folder: give the one that holds {_LAYOUT}")
+    if not (root / "train").is_dir():
+        raise UserError(f"data.root: {root} has no folder train: it must hold {_LAYOUT}")
+    both = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    if not both:
+        raise UserError(f"data.root: {root} has no folder test or val: it must hold {_LAYOUT}")
+    notes = []
+    if len(both) == 2:
+        notes.append(f"{both[1]} is not used: validation images are taken from train")
+    return root / "train", both[0], notes
+
+
+def _tree(folder: Path) -> tuple[_Files, list[str]]:
+    """The image files below a folder of class folders, and the names of the classes."""
+    classes = sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+    if not classes:
+        raise UserError(f"{folder}: has no class folders: data.root must hold {_LAYOUT}")
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = _Files([], [], [])
+    for label, name in enumerate(classes):
+        below = sorted(
+            (path.relative_to(folder / name).as_posix(), path)
+            for path in (folder / name).rglob("*")
+            if path.is_file()
+        )
+        visible = [
+            path
+            for relative, path in below
+            if not any(part.startswith(".") for part in relative.split("/"))
+        ]
+        images = [path for path in visible if path.suffix.lower() in known]
+        if not images:
+            raise UserError(
+                f"{folder / name}: holds no images: put some there, or remove the class "
+                "from train and test"
+            )
+        files.paths.extend(images)
+        files.labels.extend([label] * len(images))
+        files.passed.extend(path for path in visible if path.suffix.lower() not in known)
+    return files, classes
+
+
+def _survey(paths: Sequence[Path]) -> list[_Head]:
+    """Size and colour of each image, from its header alone."""
+
+    heads = [_Head((0, 0), False)] * len(paths)
+
+    def head(image: Image.Image) -> _Head:
+        gray = image.mode in _GRAY or image.mode.startswith("I")
+        return _Head((min(image.size), max(image.size)), gray)
+
+    def work(index: int) -> None:
+        heads[index] = _open(paths[index], head)
+
+    for_each(len(paths), work)
+    return heads
+
+
+def _read_all(
+    paths: Sequence[Path], size: int, channels: int, progress: Progress | None
+) -> np.ndarray:
+    """The pixels of all images, uint8 [N, channels, size, size]."""
+
+    def pixels(image: Image.Image) -> np.ndarray:
+        ImageOps.exif_transpose(image, in_place=True)  # photographs taken sideways
+        return to_pixels(image, size, channels)
+
+    return fill(len(paths), size, channels, lambda index: _open(paths[index], pixels), progress)
+
+
+def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of an image file."""
+    try:
+        with Image.open(path) as image:
+            return use(image)
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: not an image: replace or remove it") from error
+    except Exception as error:  # PIL raises a dozen kinds for damaged files
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read ({reason}): replace or remove it") from error

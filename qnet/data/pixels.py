@@ -1,0 +1,112 @@
+"""From images of any kind to one array of 8-bit pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from qnet.data.raw import Progress
+from qnet.errors import UserError
+
+
+def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """The pixels of one image, uint8 [channels, size, size].
+
+    Another size is reached with a bilinear filter (averaging where it shrinks); what is not square
+    is cropped at its centre, not distorted. Transparent parts become white, 16-bit values are
+    rounded to 8, and colour becomes gray by the luma weights of ITU-R 601.
+
+    Raises:
+        ValueError: if the values are float or beyond 16 bits, which have no known range.
+    """
+    image = _eight_bits(image).convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def fill(
+    count: int,
+    size: int,
+    channels: int,
+    read: Callable[[int], np.ndarray],
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Collect `read(0) ... read(count - 1)`, uint8 [C, S, S], in one array uint8 [count, C, S, S].
+
+    Raises:
+        UserError: if the array does not fit in memory, or as `read` does.
+    """
+    try:
+        images = np.empty((count, channels, size, size), dtype=np.uint8)
+    except MemoryError as error:
+        gigabytes = count * channels * size**2 / 1e9
+        raise UserError(
+            f"data.size: {size} makes {gigabytes:.1f} GB of images, more than the memory "
+            "holds: choose a smaller size"
+        ) from error
+
+    def work(index: int) -> None:
+        images[index] = read(index)
+
+    for_each(count, work, progress)
+    return images
+
+
+def for_each(count: int, work: Callable[[int], None], progress: Progress | None = None) -> None:
+    """Call `work(0) ... work(count - 1)`, in several threads and in no particular order.
+
+    PIL lets other threads run while it decodes. Raises what `work` raises; if several calls do,
+    that of the first index.
+    """
+
+    def work_on(indices: range) -> int:
+        for index in indices:
+            work(index)
+        return indices.stop
+
+    # By the handful: to hand over one small image takes longer than to read it.
+    handfuls = [range(start, min(start + 32, count)) for start in range(0, count, 32)]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for done in pool.map(work_on, handfuls):
+            if progress is not None:
+                progress(done, count)
+
+
+def convert(
+    images: np.ndarray, size: int, channels: int, progress: Progress | None = None
+) -> np.ndarray:
+    """Images uint8 [N, C, H, W] at another size or number of channels.
+
+    Where neither differs, `images` itself.
+    """
+    if images.shape[1:] == (channels, size, size):
+        return images
+
+    def read(index: int) -> np.ndarray:
+        planes = images[index]
+        pixels = planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0)
+        return to_pixels(Image.fromarray(np.ascontiguousarray(pixels)), size, channels)
+
+    return fill(len(images), size, channels, read, progress)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The same picture with 8 bits to a channel and nothing transparent."""
+    if image.mode == "F":
+        raise ValueError("float pixels have no known range, save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits, which some versions of PIL open as 32
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError("pixels beyond 16 bits, save it with 8 or 16 bits")
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image)
+    return image

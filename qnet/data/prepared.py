@@ -1,0 +1,182 @@
+"""The prepared format: what the stage `prepare` writes and every later stage reads.
+
+A folder with `dataset.json` (a `DatasetInfo`) and, for each of the splits train, validation and
+test, `<split>_images.npy` (uint8 [N, C, H, W]) and `<split>_labels.npy` (int64 [N]). The same
+splits give the same bytes, and nothing in the folder is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from qnet.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+_INFO_FILE = "dataset.json"
+_REMEDY = "run `dvc repro prepare`"
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a model has to know of its data.
+
+    Attributes:
+        name: of the data set, as in `data.name`.
+        classes: name of each class; a label is an index into it.
+        size: side of the square images, in pixels.
+        channels: 1 gray, 3 colour.
+        mean: of each channel over the training images, where 0 is black and 1 is full intensity.
+        std: standard deviation, in the same units as `mean`.
+        counts: number of images per split.
+        flip: whether a mirrored image keeps its label.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    counts: dict[str, int]
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if not self.channels == len(self.mean) == len(self.std):
+            raise ValueError(
+                f"{self.channels} channels need as many means and stds, "
+                f"not {len(self.mean)} and {len(self.std)}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form; `from_dict` gives back an equal `DatasetInfo`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> DatasetInfo:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: if a field is missing or of the wrong type.
+        """
+        return _INFO.validate_python(dict(fields))
+
+
+_INFO = TypeAdapter(DatasetInfo)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their labels: uint8 [N, C, H, W] and int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def save_prepared(folder: str | Path, info: DatasetInfo, splits: Mapping[str, Split]) -> None:
+    """Write a prepared data set, all of it or nothing; a folder already there is replaced.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        partial.mkdir(parents=True)
+        for name in SPLITS:
+            np.save(_images_file(partial, name), splits[name].images.contiguous().numpy())
+            np.save(_labels_file(partial, name), splits[name].labels.contiguous().numpy())
+        text = json.dumps(info.to_dict(), indent=2, ensure_ascii=False)
+        (partial / _INFO_FILE).write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error}): free some space or "
+            "mend the permissions, then run it again"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_info(folder: str | Path) -> DatasetInfo:
+    """Read the description of a prepared data set.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    path = Path(folder) / _INFO_FILE
+    try:
+        return _INFO.validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): {_REMEDY}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise UserError(f"{path}: not a data set description ({reason}): {_REMEDY}") from error
+
+
+def load_split(folder: str | Path, name: str) -> Split:
+    """Read one split, `name` being train, validation or test.
+
+    Raises:
+        UserError: if a file is missing, truncated, or not what `dataset.json` says it is.
+    """
+    folder = Path(folder)
+    info = load_info(folder)
+    if name not in info.counts:
+        raise UserError(
+            f"{folder / _INFO_FILE}: knows no split {name!r}, only "
+            f"{', '.join(info.counts)}: {_REMEDY}"
+        )
+    count = info.counts[name]
+    labels_file = _labels_file(folder, name)
+    images = _load_array(
+        _images_file(folder, name), np.uint8, (count, info.channels, info.size, info.size)
+    )
+    labels = _load_array(labels_file, np.int64, (count,))
+    if count and not 0 <= labels.min() <= labels.max() < len(info.classes):
+        raise UserError(
+            f"{labels_file}: holds labels outside 0 to {len(info.classes) - 1}: {_REMEDY}"
+        )
+    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def _images_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}_images.npy"
+
+
+def _labels_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}_labels.npy"
+
+
+def _load_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: is missing: {_REMEDY}") from error
+    except (OSError, EOFError, ValueError) as error:  # NumPy's for a damaged file
+        raise UserError(f"{path}: truncated or not an array file: {_REMEDY}") from error
+    if not isinstance(array, np.ndarray):  # an .npz archive
+        raise UserError(f"{path}: holds several arrays instead of one: {_REMEDY}")
+    if array.dtype != dtype or array.shape != shape:
+        raise UserError(
+            f"{path}: holds {array.dtype} {list(array.shape)} instead of "
+            f"{np.dtype(dtype)} {list(shape)}: {_REMEDY}"
+        )
+    return array

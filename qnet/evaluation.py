@@ -1,0 +1,62 @@
+"""How good a network is: loss, top-1 and top-5, and which class is taken for which."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qnet.data import Batches
+from qnet.runtime import Runtime
+
+
+class Scores:
+    """Running sums of loss, top-1 and top-5, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+        self.count = 0
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Count one batch: `logits` [B, classes], `labels` [B], mean `loss` of the batch []."""
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        top1, top5 = best[:, 0].sum(), best.sum()
+        batch = torch.stack([loss.detach().double() * len(labels), top1.double(), top5.double()])
+        self.sums = batch if self.sums is None else self.sums + batch
+        self.count += len(labels)
+
+    def read(self) -> dict[str, float]:
+        """Mean `loss` in nats, `top1` and `top5` in percent."""
+        if self.sums is None:
+            raise ValueError("no batch was scored")
+        loss, top1, top5 = (self.sums / self.count).tolist()
+        return {"loss": loss, "top1": 100 * top1, "top5": 100 * top5}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Batches, runtime: Runtime) -> dict[str, float]:
+    """`loss`, `top1` and `top5` of `model` in eval mode on all of `batches`."""
+    model.eval()
+    scores = Scores()
+    for images, labels in batches.ordered():
+        with runtime.autocast():
+            logits = model(images).float()
+        scores.add(logits, labels, F.cross_entropy(logits, labels))
+    return scores.read()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, batches: Batches, runtime: Runtime) -> tuple[Tensor, Tensor]:
+    """The true class of each image and the one that `model` in eval mode gives it.
+
+    Returns:
+        Two tensors int64 [N] on the processor.
+    """
+    model.eval()
+    actual, predicted = [], []
+    for images, labels in batches.ordered():
+        with runtime.autocast():
+            predicted.append(model(images).argmax(dim=1))
+        actual.append(labels)
+    return torch.cat(actual).cpu(), torch.cat(predicted).cpu()

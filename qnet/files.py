@@ -1,0 +1,39 @@
+"""Files that are either whole or absent: write beside the target, then rename."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qnet.errors import UserError
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all, making its folder where needed.
+
+    A crash at any moment leaves the old file or the new one, never half of one.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{path} could not be written ({reason}); free space, or mend the rights, and run again"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` in UTF-8, whole or not at all; see `write_bytes`."""
+    write_bytes(path, text.encode())

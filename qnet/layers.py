@@ -1,0 +1,234 @@
+"""A quantized layer is a layer with two quantizers: one for its input and one for its weight.
+
+`insert_quantizers` turns layers of any model into quantized ones without editing it. A layer stays
+the same object and only changes its class (as `torch.nn.utils.parametrize` does): its name, its
+parameters, its hooks and all references to it remain. A full-precision state dict loads unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from qnet.errors import UserError
+from qnet.quantizer import Quantizer
+
+
+class QuantizedConv2d(nn.Conv2d):
+    """`nn.Conv2d` of the quantized input and the quantized weight; the bias is not quantized."""
+
+    input_quantizer: nn.Module
+    weight_quantizer: nn.Module
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _add_slots(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, in_channels, H, W] -> [N, out_channels, H', W']."""
+        weight = self.weight_quantizer(self.weight)
+        return self._conv_forward(self.input_quantizer(input), weight, self.bias)
+
+
+class QuantizedLinear(nn.Linear):
+    """`nn.Linear` of the quantized input and the quantized weight; the bias is not quantized."""
+
+    input_quantizer: nn.Module
+    weight_quantizer: nn.Module
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _add_slots(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        weight = self.weight_quantizer(self.weight)
+        return nn.functional.linear(self.input_quantizer(input), weight, self.bias)
+
+
+class QuantizedReLU(nn.ReLU):
+    """`nn.ReLU` whose output is quantized."""
+
+    output_quantizer: nn.Module
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _add_slots(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Any shape; the output has the same."""
+        return self.output_quantizer(nn.functional.relu(input, inplace=self.inplace))
+
+
+# Exactly these classes: a subclass may use its weight in a way of its own.
+_QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: QuantizedConv2d,
+    nn.Linear: QuantizedLinear,
+    nn.ReLU: QuantizedReLU,
+}
+_DESCRIBED = {
+    "weights": "an nn.Conv2d or nn.Linear of the model",
+    "activations": "an nn.Conv2d, nn.Linear or nn.ReLU of the model",
+}
+_LAYERS = (nn.Conv2d, nn.Linear, QuantizedConv2d, QuantizedLinear)
+_RELUS = (nn.ReLU, QuantizedReLU)
+
+
+def quantizable_layers(
+    model: nn.Module, keep: Collection[str] = ("first", "last"), quantize: Collection[str] = ("*",)
+) -> list[str]:
+    """Names of the convolutions and linear layers to quantize, in the order of their registration.
+
+    Args:
+        model: any module.
+        keep: layers left in full precision: `first`, `last`, or dotted names with * and ? in them.
+        quantize: of the others, those to quantize, written the same way.
+
+    Raises:
+        UserError: an entry fits no layer, or no layer is left.
+    """
+    layers = [name for name, module in model.named_modules() if type(module) in _LAYERS]
+    if not layers:
+        raise UserError(
+            "model.name: the model has no nn.Conv2d or nn.Linear, so there is nothing to quantize; "
+            "choose another model"
+        )
+    kept = _select(layers, keep, "model.keep")
+    selected = _select(layers, quantize, "model.quantize") - kept
+    if not selected:
+        raise UserError(
+            f"model.keep: {list(keep)} and model.quantize: {list(quantize)} leave none of the "
+            f"{len(layers)} layers to quantize; keep fewer of them ({_some(layers)})"
+        )
+    return [name for name in layers if name in selected]
+
+
+def relu_sites(model: nn.Module) -> list[str]:
+    """Names of the nn.ReLU modules, in the order of their registration.
+
+    Raises:
+        UserError: the model has none.
+    """
+    sites = [name for name, module in model.named_modules() if type(module) in _RELUS]
+    if not sites:
+        raise UserError(
+            "activations.sites: 'relu' needs nn.ReLU modules, and the model has none; "
+            "set activations.sites=input"
+        )
+    return sites
+
+
+def activation_sites(
+    model: nn.Module,
+    sites: Literal["input", "relu"],
+    keep: Collection[str] = ("first", "last"),
+    quantize: Collection[str] = ("*",),
+) -> list[str]:
+    """Names of the modules where activations are quantized.
+
+    Args:
+        model: any module.
+        sites: `input`, of each layer in `quantizable_layers(model, keep, quantize)`, or `relu`, the
+            output of every ReLU (as the published code does), whatever `keep` and `quantize` say.
+        keep: see `quantizable_layers`.
+        quantize: see `quantizable_layers`.
+
+    Raises:
+        UserError: see `quantizable_layers` and `relu_sites`.
+    """
+    return relu_sites(model) if sites == "relu" else quantizable_layers(model, keep, quantize)
+
+
+def insert_quantizers(
+    model: nn.Module,
+    *,
+    weights: Mapping[str, Quantizer] = {},
+    activations: Mapping[str, Quantizer] = {},
+) -> nn.Module:
+    """Put quantizers into the layers of `model`, in place, before it is compiled.
+
+    May be called again for other places. Parameters keep their identity and names. Each quantizer
+    moves to the device of the model and takes the mode (train or eval) of its layer. A module that
+    is used several times, or has several names, has one quantizer for all its uses.
+
+    Args:
+        model: any module.
+        weights: by the name of the convolution or linear layer whose weight is quantized.
+        activations: by the name of the convolution or linear layer whose input is quantized, or of
+            the nn.ReLU whose output is.
+
+    Returns:
+        `model`.
+
+    Raises:
+        UserError: a name is not that of such a layer, or there is a quantizer already. The model is
+            then unchanged.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    places: dict[tuple[nn.Module, str], Quantizer] = {}
+    for kind, given in (("weights", weights), ("activations", activations)):
+        allowed = _LAYERS if kind == "weights" else _LAYERS + _RELUS
+        known = [name for name, module in modules.items() if type(module) in allowed]
+        for name, quantizer in given.items():
+            if name not in known:
+                raise UserError(
+                    f"{kind}: {name!r} is not {_DESCRIBED[kind]}; {_nearest(name, known)}"
+                )
+            module = modules[name]
+            slot = "weight_quantizer" if kind == "weights" else _slots(module)[0]
+            if (module, slot) in places or isinstance(getattr(module, slot, None), Quantizer):
+                raise UserError(f"{kind}: {name!r} has a quantizer already; give it only one")
+            places[module, slot] = quantizer
+
+    device = next((parameter.device for parameter in model.parameters()), None)
+    for (module, slot), quantizer in places.items():
+        if type(module) in _QUANTIZED:
+            module.__class__ = _QUANTIZED[type(module)]
+            _add_slots(module)
+        setattr(module, slot, quantizer.to(device).train(module.training))
+    return model
+
+
+def _slots(module: nn.Module) -> tuple[str, ...]:
+    """Names of the quantizers of a layer, that of its activations first."""
+    if isinstance(module, nn.ReLU):
+        return ("output_quantizer",)
+    return ("input_quantizer", "weight_quantizer")
+
+
+def _add_slots(module: nn.Module) -> None:
+    for slot in _slots(module):
+        setattr(module, slot, nn.Identity())
+
+
+def _select(layers: Sequence[str], patterns: Collection[str], parameter: str) -> set[str]:
+    """The layers that one of the patterns fits."""
+    ends = {"first": layers[0], "last": layers[-1]}
+    selected: set[str] = set()
+    for pattern in patterns:
+        if pattern in ends:
+            fitting = {ends[pattern]}
+        else:
+            fitting = {name for name in layers if fnmatchcase(name, pattern)}
+        if not fitting:
+            raise UserError(
+                f"{parameter}: {pattern!r} fits no layer, {_nearest(pattern, layers)}; "
+                f"write first, last, or names with * and ? in them ({_some(layers)})"
+            )
+        selected |= fitting
+    return selected
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    if not known:
+        return "there is none"
+    return f"nearest is {get_close_matches(name, known, n=1, cutoff=0.0)[0]!r}"
+
+
+def _some(layers: Sequence[str]) -> str:
+    more = ["..."] if len(layers) > 4 else []
+    return ", ".join([*layers[:3], *more, *layers[3:][-1:]])

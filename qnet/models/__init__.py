@@ -1,0 +1,165 @@
+"""Networks by name. They know nothing of quantization, which `qnet.layers` brings to any of them.
+
+A name is one of `MODELS`, `torchvision/<name>` for any classifier of torchvision, or
+`package.module:function` for a function of one's own that returns a model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from qnet.errors import UserError
+from qnet.models.alexnet import AlexNet
+from qnet.models.resnet import STAGES, ResNet
+from qnet.models.resnet_cifar import CIFAR_DEPTHS, CifarResNet
+from qnet.models.simplenet import SimpleNet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in CIFAR_DEPTHS},
+    **{f"resnet{depth}": partial(ResNet, depth) for depth in STAGES},
+    "alexnet": AlexNet,
+    "alexnet_small": partial(AlexNet, small=True),
+    "simplenet": SimpleNet,
+}
+
+# Without this they return a tuple while training, and warn about their slow initialisation.
+_TORCHVISION_EXTRAS = {
+    name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
+}
+
+
+def build_model(name: str, *, classes: int, channels: int = 3, size: int = 32) -> nn.Module:
+    """A new network with random weights: [N, channels, size, size] -> logits [N, classes].
+
+    Args:
+        name: one of `MODELS`, `torchvision/<name>`, or `package.module:function`; the function is
+            called with the keywords classes, channels and size.
+        classes: number of classes.
+        channels: of the images; other than 3 replaces the first convolution of a torchvision model.
+        size: side of the square images in pixels.
+
+    Raises:
+        UserError: there is no such model, or such images do not pass through it.
+    """
+    if name in MODELS:
+        model = MODELS[name](classes=classes, channels=channels)
+    elif name.startswith("torchvision/"):
+        model = _torchvision_model(name, classes, channels)
+    elif ":" in name:
+        model = _own_model(name, classes, channels, size)
+    else:
+        raise UserError(
+            f"model.name: {name!r} is not a model, nearest is {_nearest(name, MODELS)[0]!r}; "
+            f"allowed: {', '.join(MODELS)}, torchvision/<name> or package.module:function"
+        )
+    _check_shapes(model, name, classes, channels, size)
+    return model
+
+
+def _torchvision_model(name: str, classes: int, channels: int) -> nn.Module:
+    import torchvision  # takes a second, and only these names need it
+
+    known = torchvision.models.list_models(module=torchvision.models)  # the classifiers only
+    short = name.removeprefix("torchvision/")
+    if short not in known:
+        raise UserError(
+            f"model.name: {name!r} is no classifier of torchvision {torchvision.__version__}; the "
+            f"nearest are {', '.join(_nearest(short, known, 3))}; for all names see "
+            "torchvision.models.list_models()"
+        )
+    extras = _TORCHVISION_EXTRAS.get(short, {})
+    model = torchvision.models.get_model(short, weights=None, num_classes=classes, **extras)
+    if channels != 3:
+        _replace_first_convolution(model, channels)
+    return model
+
+
+def _replace_first_convolution(model: nn.Module, channels: int) -> None:
+    name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        kernel_size=old.kernel_size,  # type: ignore[arg-type]
+        stride=old.stride,  # type: ignore[arg-type]
+        padding=old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, new)
+
+
+def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+        signature = inspect.signature(function)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"model.name: {name!r} cannot be imported ({_one_line(error)}); "
+            "write package.module:function, of a module that Python finds from here"
+        ) from error
+    try:
+        signature.bind(classes=classes, channels=channels, size=size)
+    except TypeError as error:
+        raise UserError(
+            f"model.name: {name!r} has the signature {signature}; let it take the keywords of "
+            f"{attribute}(classes={classes}, channels={channels}, size={size})"
+        ) from error
+    model = function(classes=classes, channels=channels, size=size)
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model.name: {name!r} returned {type(model).__name__}; "
+            "expected is a torch.nn.Module, return the model"
+        )
+    return model
+
+
+def _check_shapes(model: nn.Module, name: str, classes: int, channels: int, size: int) -> None:
+    """Raise UserError unless two images of this size give two rows of logits."""
+    shape = (2, channels, size, size)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        try:
+            logits = _run_on_meta(model, shape)
+        except Exception:
+            # Perhaps only an operation that the meta device lacks: really computing decides.
+            with torch.no_grad():
+                logits = model(torch.zeros(shape))
+    except Exception as error:
+        raise UserError(
+            f"model.name: {name!r} cannot take images of data.size {size} and data.channels "
+            f"{channels} ({_one_line(error)}); choose another data.size or another model"
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"model.name: {name!r} gives {got} for two images of data.size {size}, where "
+            f"[2, {classes}], one logit per class, is expected; choose another data.size or model"
+        )
+
+
+@torch.no_grad()
+def _run_on_meta(model: nn.Module, shape: tuple[int, ...]) -> object:
+    """Propagate shapes without computing: milliseconds even for a thousand layers."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    on_meta = {key: torch.empty_like(value, device="meta") for key, value in state.items()}
+    return torch.func.functional_call(model, on_meta, torch.empty(shape, device="meta"))
+
+
+def _nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
+    return get_close_matches(name, list(known), n=count, cutoff=0.0)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

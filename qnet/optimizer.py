@@ -1,0 +1,48 @@
+"""The optimizer: which parameters decay, and which learn at a rate of their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from qnet.params import QuantizedTrainingParams, TrainingParams
+from qnet.quantizer import quantizers
+
+
+def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Optimizer:
+    """SGD or Adam with one group for each way to learn.
+
+    Weight matrices and kernels decay. Batch norm and biases do not. alpha and beta do not either,
+    and learn at `scale_lr` times the learning rate; with `scale_lr: 0` they are left out.
+    Parameters that do not require a gradient are left out.
+    """
+    scales = {id(p) for _, q in quantizers(model) for p in (q.alpha, q.beta)}
+    scale_lr = params.scale_lr if isinstance(params, QuantizedTrainingParams) else 0.0
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {
+            "params": [p for p in trained if id(p) not in scales and p.ndim > 1],
+            "weight_decay": params.weight_decay,
+            "lr_factor": 1.0,
+        },
+        {
+            "params": [p for p in trained if id(p) not in scales and p.ndim <= 1],
+            "weight_decay": 0.0,
+            "lr_factor": 1.0,
+        },
+        {
+            "params": [p for p in trained if id(p) in scales and scale_lr > 0],
+            "weight_decay": 0.0,
+            "lr_factor": scale_lr,
+        },
+    ]
+    groups = [group for group in groups if group["params"]]
+    if params.optimizer == "adam":
+        return torch.optim.AdamW(groups, lr=params.lr, betas=(params.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum, nesterov=params.nesterov)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give each group of `optimizer` its share of `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]

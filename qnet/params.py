@@ -1,0 +1,210 @@
+"""The schema of params.yaml: each section, its parameters, and what must hold between them.
+
+Nothing has a default here: params.yaml is complete, and a name missing there is an error.
+Units and meanings stand beside the values in params.yaml.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from qnet.errors import UserError
+from qnet.params_errors import explain
+from qnet.params_types import (
+    Bits,
+    Channels,
+    Count,
+    CountOrZero,
+    Device,
+    Epochs,
+    Levels,
+    Padding,
+    Part,
+    Patterns,
+    Positive,
+    PositiveOrExact,
+    PositiveOrNone,
+    PositiveOrZero,
+    Seed,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+    Size,
+    Switch,
+    SwitchOrAuto,
+    Tail,
+    Text,
+    Threads,
+)
+
+
+class Section(BaseModel):
+    """A group of parameters that cannot be changed and has no unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataParams(Section):
+    """Which images, and how many of them are held out."""
+
+    name: Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder"]
+    root: Text
+    size: Size
+    channels: Channels
+    validation: Part
+
+
+class AugmentParams(Section):
+    """How training images are varied."""
+
+    pad: Padding
+    flip: SwitchOrAuto
+
+
+class ModelParams(Section):
+    """Which network, and which of its layers are quantized."""
+
+    name: Text
+    keep: Patterns
+    quantize: Patterns
+
+
+class TrainingParams(Section):
+    """What every training stage has."""
+
+    epochs: CountOrZero
+    batch_size: Count
+    optimizer: Literal["sgd", "adam"]
+    lr: Positive
+    momentum: ShareBelowOne
+    nesterov: Switch
+    weight_decay: PositiveOrZero
+    schedule: Literal["cosine", "step", "constant"]
+    decay_epochs: Epochs
+    decay_factor: ShareAboveZero
+    warmup_epochs: CountOrZero
+    clip_norm: PositiveOrZero
+    label_smoothing: ShareBelowOne
+    select_on: Literal["validation", "last", "test"]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> TrainingParams:
+        """Refuse values that are each allowed, but not together."""
+        if self.epochs == 0:  # the network is only evaluated
+            return self
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError(
+                "nesterov is true and momentum is 0; set nesterov to false, or momentum above 0"
+            )
+        if self.epochs <= self.warmup_epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}; it must be below epochs ({self.epochs})"
+            )
+        if self.schedule == "step":
+            self._check_decay_epochs()
+        return self
+
+    def _check_decay_epochs(self) -> None:
+        if not self.decay_epochs:
+            raise ValueError(
+                "decay_epochs is []; schedule step needs at least one epoch, such as [100, 150]"
+            )
+        if self.decay_epochs[-1] >= self.epochs:
+            raise ValueError(
+                f"decay_epochs ends with {self.decay_epochs[-1]}; "
+                f"it must be below epochs ({self.epochs})"
+            )
+
+
+class FpParams(TrainingParams):
+    """Training the full-precision network."""
+
+
+class TemperatureParams(Section):
+    """The temperature of the soft function, epoch by epoch."""
+
+    per_epoch: Positive
+    end: PositiveOrNone
+    cap: Positive
+
+
+class QuantizedTrainingParams(TrainingParams):
+    """What the training of a quantized network has besides."""
+
+    forward: Literal["hard", "soft"]
+    backward_temperature: PositiveOrExact
+    temperature: TemperatureParams
+    scale_lr: PositiveOrZero
+    distillation: Share
+    distillation_temperature: Positive
+    freeze_bn_affine: Switch
+    freeze_bn_stats: Switch
+
+
+class WeightsParams(QuantizedTrainingParams):
+    """Training with quantized weights."""
+
+    levels: Levels
+
+
+class ActivationsParams(QuantizedTrainingParams):
+    """Training with quantized weights and activations."""
+
+    bits: Bits
+    sites: Literal["input", "relu"]
+
+
+class ClusteringParams(Section):
+    """Where one kind of quantizer starts."""
+
+    gamma: Tail
+    thresholds: Literal["uniform", "clustered", "centroids"]
+    scale: Literal["least_squares", "max", "paper"]
+
+
+class ClusterParams(Section):
+    """Where the quantizers of weights and of activations start."""
+
+    images: Count
+    weights: ClusteringParams
+    activations: ClusteringParams
+
+
+class RuntimeParams(Section):
+    """Where and how fast; never what comes out."""
+
+    device: Device
+    precision: Literal["auto", "float32", "bfloat16"]
+    threads: Threads
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: Seed
+    data: DataParams
+    augment: AugmentParams
+    model: ModelParams
+    fp: FpParams
+    cluster: ClusterParams
+    weights: WeightsParams
+    activations: ActivationsParams
+    runtime: RuntimeParams
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check the parameters in the file `path`.
+
+    Raises:
+        UserError: the file cannot be read, or a parameter is unknown, missing or out of range.
+    """
+    from qnet.params_file import read_yaml  # PyYAML belongs to the pipeline, not to the library
+
+    tree = read_yaml(path)
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, Params, tree)}") from None

@@ -1,0 +1,84 @@
+"""Reading a small YAML file in which nothing is ambiguous.
+
+Every scalar stays the text it is in the file, and the schema says what is a number. So `1e-06`,
+which DVC writes for 0.000001, is a number although YAML 1.1 takes it for text, `010` is ten and
+not eight, and a date is no surprise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode
+
+from qnet.errors import UserError
+
+LARGEST = 100_000
+"""Largest file that is read, in bytes; params.yaml has about 5,000."""
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The mappings, lists and texts in the file `path`.
+
+    Raises:
+        UserError: the file is missing, too large, not text, not YAML, gives a key twice or uses
+            an alias.
+    """
+    text = _read_text(Path(path))
+    try:
+        return yaml.load(text, _TextLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"line {mark.line + 1}" if mark else "the file"
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
+        remedy = "; indent with spaces" if r"'\t'" in problem else ""
+        raise UserError(f"{path}: {line} is not valid YAML: {problem}{remedy}") from None
+    except RecursionError:
+        raise UserError(f"{path}: it is nested too deeply; two levels are enough") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # what PyYAML lets through
+        problem = " ".join(str(error).split())
+        raise UserError(f"{path}: it is not valid YAML: {problem}") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run this from the project's folder") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: it cannot be read: {reason}") from None
+    if len(content) > LARGEST:
+        raise UserError(f"{path}: it is larger than {LARGEST} bytes; is it the right file?")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: it is not text in UTF-8; save it as UTF-8") from None
+
+
+def _problem(words: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=words, problem_mark=mark)
+
+
+class _TextLoader(yaml.BaseLoader):
+    """YAML without types, and without what makes one line change several parameters."""
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            words = f"'*{event.anchor}' repeats another value; write the value itself"
+            raise _problem(words, event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode):
+                raise _problem("a list or a section is no name", key.start_mark)
+            if key.value in seen:
+                raise _problem(f"{key.value!r} is given twice; keep one of them", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)

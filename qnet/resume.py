@@ -1,0 +1,100 @@
+"""The state of an unfinished training run, so that a killed one goes on where it was.
+
+A safetensors file, replaced as a whole after each epoch. It is found again by a key that stands
+for everything the run depends on; a run with other parameters never sees it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from qnet.files import write_bytes
+
+State = dict[str, Tensor]
+
+
+def run_key(values: Mapping[str, Any], inputs: Iterable[Path]) -> str:
+    """A name for a run: a hash of its parameters, its input files and the code that runs it."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
+    digest.update(torch.__version__.encode())
+    code = Path(__file__).parent
+    for root in (code, *inputs):
+        files = sorted(root.rglob("*")) if root.is_dir() else [root]
+        for path in files:
+            if path.is_file() and path.suffix != ".pyc":
+                digest.update(str(path.relative_to(root)).encode())
+                _update(digest, path)
+    return digest.hexdigest()[:16]
+
+
+class ResumeFile:
+    """Where a run keeps the tensors and the numbers it needs to go on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(self, groups: Mapping[str, State], numbers: Mapping[str, Any]) -> None:
+        """Replace the file by these named groups of tensors and JSON-able numbers."""
+        tensors = {
+            f"{group}/{name}": tensor.detach().cpu().contiguous().clone()
+            for group, state in groups.items()
+            for name, tensor in state.items()
+        }
+        write_bytes(self.path, save(tensors, metadata={"run": json.dumps(numbers)}))
+
+    def load(self) -> tuple[dict[str, State], dict[str, Any]] | None:
+        """What was saved last, or None where there is nothing (or nothing readable)."""
+        if not self.path.exists():
+            return None
+        groups: dict[str, State] = {}
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                numbers = json.loads(file.metadata()["run"])
+                for key in file.keys():  # noqa: SIM118 - not a mapping
+                    group, name = key.split("/", 1)
+                    groups.setdefault(group, {})[name] = file.get_tensor(key)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            return None
+        return groups, numbers
+
+    def remove(self) -> None:
+        """Forget the run: it has finished."""
+        self.path.unlink(missing_ok=True)
+        if self.path.parent.exists() and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> State:
+    """The tensors of an optimizer's state, named `<parameter number>.<name>`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": value
+        for number, values in state.items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: State) -> None:
+    """The inverse of `optimizer_tensors`; the parameter groups stay as they are."""
+    content = optimizer.state_dict()
+    state: dict[int, State] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({**content, "state": state})
+
+
+def _update(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)

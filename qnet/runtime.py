@@ -1,0 +1,73 @@
+"""Where a computation runs, and what makes it run the same way twice."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from qnet.errors import UserError
+from qnet.params import RuntimeParams
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device and the arithmetic on it."""
+
+    device: torch.device
+    mixed: bool  # bfloat16 for convolutions and linear layers, float32 for what sums up
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context for a forward pass in this runtime's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
+
+
+def start(params: RuntimeParams) -> Runtime:
+    """Set up the process as `params` say.
+
+    Raises:
+        UserError: `runtime.device` names a device that this machine does not have.
+    """
+    if params.threads != "auto":
+        torch.set_num_threads(params.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_flush_denormal(True)  # gradients far from a threshold are tiny, and slow otherwise
+    device = _device(params.device)
+    if params.precision == "auto":
+        return Runtime(device, mixed=_has_bfloat16(device))
+    return Runtime(device, mixed=params.precision == "bfloat16")
+
+
+def seed_for(seed: int, *names: str | int) -> int:
+    """A seed of 63 bits for one purpose, such as `seed_for(0, "train_fp", epoch)`.
+
+    Each epoch has a seed of its own, so that a resumed run needs no generator state.
+    """
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"runtime.device is {name}, and this machine has {torch.cuda.device_count()} CUDA "
+            "devices; use auto or cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("runtime.device is mps, and this machine has none; use auto or cpu")
+    return device
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 here, and not merely emulated."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    return False

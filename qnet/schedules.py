@@ -1,0 +1,44 @@
+"""What changes while a network is trained: the learning rate and the temperature.
+
+Both are functions of the time alone, so that a resumed run needs no state to go on.
+"""
+
+from __future__ import annotations
+
+import math
+
+from qnet.params import QuantizedTrainingParams, TemperatureParams, TrainingParams
+
+
+def learning_rate(params: TrainingParams, time: float) -> float:
+    """Learning rate at `time`, in epochs from the start (2.5: in the middle of the third).
+
+    Linear warm-up to `lr`, then `constant`, `step` (times `decay_factor` at each of
+    `decay_epochs`) or `cosine` (to zero at the last step; Loshchilov & Hutter, ICLR 2017).
+    """
+    if time < params.warmup_epochs:
+        return params.lr * time / params.warmup_epochs
+    if params.schedule == "step":
+        passed = sum(time >= epoch for epoch in params.decay_epochs)
+        return params.lr * params.decay_factor**passed
+    if params.schedule == "cosine":
+        share = (time - params.warmup_epochs) / max(params.epochs - params.warmup_epochs, 1e-9)
+        return params.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+    return params.lr
+
+
+def temperature(params: TemperatureParams, epoch: int, epochs: int) -> float:
+    """Temperature T of the soft function in `epoch`, counted from 0, of `epochs`.
+
+    `T = per_epoch · (epoch + 1)`, as published; with `end`, equal steps that reach it in the last
+    epoch, whatever the number of epochs. Never above `cap`.
+    """
+    per_epoch = params.per_epoch if params.end == "none" else float(params.end) / epochs
+    return min(per_epoch * (epoch + 1), params.cap)
+
+
+def temperature_at(params: TrainingParams, epoch: int) -> float | None:
+    """Temperature of `epoch`, or None where nothing is quantized."""
+    if isinstance(params, QuantizedTrainingParams):
+        return temperature(params.temperature, epoch, params.epochs)
+    return None

@@ -1,0 +1,235 @@
+"""One loop for all phases: full precision, quantized weights, quantized activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qnet.data import Batches
+from qnet.errors import UserError
+from qnet.evaluation import Scores, evaluate
+from qnet.optimizer import build_optimizer, set_learning_rate
+from qnet.params import QuantizedTrainingParams, TrainingParams
+from qnet.quantizer import Quantizer, soft_forward
+from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
+from qnet.runtime import Runtime, seed_for
+from qnet.schedules import learning_rate, temperature_at
+
+Row = dict[str, float]
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""Wraps the batches of an epoch, given their number and a title: where a bar can be drawn."""
+
+
+@dataclass
+class History:
+    """What came of a training run."""
+
+    rows: list[Row] = field(default_factory=list)  # one per epoch
+    best_epoch: int = 0  # counted from 1; 0: the network as it was given
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of a run; `test` is given only where epochs are selected on it."""
+
+    train: Batches
+    validation: Batches
+    test: Batches | None = None
+
+
+class Trainer:
+    """Trains one network through one phase.
+
+    Args:
+        model: on the device of `runtime`; trained in place.
+        params: the section of params.yaml that this phase follows.
+        data: training images, and those that choose the epoch.
+        runtime: the device and its arithmetic.
+        phase: the section's name, for messages and seeds.
+        seed: fixes, with `phase` and the epoch, batches, augmentation and dropout.
+        teacher: the network to distil from; needed where `distillation` is above 0.
+        annealed: the quantizers whose temperature follows the schedule; the others keep theirs.
+        progress: wraps the batches of each epoch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: TrainingParams,
+        data: TrainingData,
+        runtime: Runtime,
+        *,
+        phase: str,
+        seed: int,
+        teacher: nn.Module | None = None,
+        annealed: Sequence[Quantizer] = (),
+        progress: Progress = lambda batches, count, title: batches,
+    ) -> None:
+        self.model = model.to(runtime.device).to(memory_format=torch.channels_last)
+        self.params = params
+        self.data = data
+        self.runtime = runtime
+        self.phase = phase
+        self.seed = seed
+        self.progress = progress
+        self.teacher = teacher if _distillation(params) > 0 else None
+        self.annealed = annealed
+        self.batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        if isinstance(params, QuantizedTrainingParams) and params.freeze_bn_affine:
+            for norm in self.batch_norms:
+                norm.requires_grad_(False)
+        if _distillation(params) > 0 and teacher is None:
+            raise ValueError(f"{phase}.distillation is above 0 and no teacher was given")
+        if params.select_on == "test" and data.test is None:
+            raise ValueError(f"{phase}.select_on is test and no test images were given")
+        self.optimizer = build_optimizer(model, params)
+
+    def fit(
+        self,
+        resume: ResumeFile | None = None,
+        on_epoch: Callable[[History], None] = lambda history: None,
+    ) -> History:
+        """Train to the end and leave the model in eval mode with the selected epoch's weights.
+
+        Args:
+            resume: keeps the state after each epoch; what it holds at the start is gone on from.
+            on_epoch: called with the history, resumed epochs included, after each new epoch.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        history = History()
+        best = _copy(self.model.state_dict())
+        if resume is not None and (saved := resume.load()) is not None:
+            groups, numbers = saved
+            self.model.load_state_dict(groups["model"])
+            load_optimizer_tensors(self.optimizer, groups.get("optimizer", {}))
+            best = groups["best"]
+            for row in numbers["rows"]:
+                self._append(history, row)
+        for epoch in range(len(history.rows), self.params.epochs):
+            if self._append(history, self._epoch(epoch)):
+                best = _copy(self.model.state_dict())
+            if resume is not None:
+                groups = {
+                    "model": self.model.state_dict(),
+                    "best": best,
+                    "optimizer": optimizer_tensors(self.optimizer),
+                }
+                resume.save(groups, {"rows": history.rows})
+            on_epoch(history)
+        self.model.load_state_dict(best)
+        self.model.eval()
+        return history
+
+    def _append(self, history: History, row: Row) -> bool:
+        """Add an epoch to the history; whether it is the best so far."""
+        history.rows.append(row)
+        chosen_on = self.params.select_on
+
+        def score(epoch: int) -> tuple[float, float]:
+            found = history.rows[epoch - 1]
+            return found[f"{chosen_on}_top1"], -found[f"{chosen_on}_loss"]
+
+        newest = len(history.rows)
+        better = (
+            chosen_on == "last"
+            or history.best_epoch == 0
+            or score(newest) > score(history.best_epoch)
+        )
+        if better:
+            history.best_epoch = newest
+        return better
+
+    def _epoch(self, epoch: int) -> Row:
+        """Train for one epoch and score it."""
+        params = self.params
+        self._train_mode()
+        temperature = temperature_at(params, epoch)
+        if temperature is not None:
+            for quantizer in self.annealed:
+                quantizer.set_temperature(temperature)
+        torch.manual_seed(seed_for(self.seed, self.phase, epoch, "network"))
+        generator = torch.Generator().manual_seed(seed_for(self.seed, self.phase, epoch, "data"))
+
+        scores = Scores()
+        steps = len(self.data.train)
+        title = f"{self.phase} {epoch + 1}/{params.epochs}"
+        batches = self.progress(self.data.train.epoch(generator), steps, title)
+        for step, (images, labels) in enumerate(batches):
+            set_learning_rate(self.optimizer, learning_rate(params, epoch + (step + 0.5) / steps))
+            self._step(images, labels, scores)
+        row = {"epoch": epoch + 1, "lr": learning_rate(params, epoch + 0.5)}
+        if temperature is not None:
+            row["temperature"] = temperature
+        row |= {f"train_{name}": value for name, value in scores.read().items()}
+        if not math.isfinite(row["train_loss"]):
+            raise UserError(
+                f"{self.phase}.lr is {params.lr}: the loss is {row['train_loss']} in epoch "
+                f"{epoch + 1}; use a smaller one, or a longer warm-up"
+            )
+        return row | self._score()
+
+    def _step(self, images: Tensor, labels: Tensor, scores: Scores) -> None:
+        with self.runtime.autocast():
+            logits = self.model(images).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.params.label_smoothing)
+        if self.teacher is not None:
+            loss = self._distil(loss, logits, images)
+        scores.add(logits, labels, loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.params.clip_norm > 0:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.params.clip_norm)
+        self.optimizer.step()
+
+    def _distil(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
+        """Mix `loss` with the divergence from the teacher (Hinton et al., 2015, equation 4)."""
+        assert self.teacher is not None
+        assert isinstance(self.params, QuantizedTrainingParams)
+        share, softness = self.params.distillation, self.params.distillation_temperature
+        with torch.no_grad(), self.runtime.autocast():
+            targets = self.teacher(images).float()
+        divergence = F.kl_div(
+            F.log_softmax(logits / softness, dim=1),
+            F.log_softmax(targets / softness, dim=1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        return (1 - share) * loss + share * softness**2 * divergence
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if isinstance(self.params, QuantizedTrainingParams) and self.params.freeze_bn_stats:
+            for norm in self.batch_norms:
+                norm.eval()
+
+    def _score(self) -> Row:
+        """Loss, top-1 and top-5 on validation, of the soft function too where there is one."""
+        row: Row = {}
+        sets = {"validation": self.data.validation}
+        if self.params.select_on == "test" and self.data.test is not None:
+            sets["test"] = self.data.test
+        for name, batches in sets.items():
+            scores = evaluate(self.model, batches, self.runtime)
+            row |= {f"{name}_{key}": value for key, value in scores.items()}
+        if self.annealed:
+            with soft_forward(self.model):
+                soft = evaluate(self.model, self.data.validation, self.runtime)
+            row["validation_soft_top1"] = soft["top1"]
+        return row
+
+
+def _distillation(params: TrainingParams) -> float:
+    return params.distillation if isinstance(params, QuantizedTrainingParams) else 0.0
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}

@@ -1,0 +1,1 @@
+"""The pipeline's stages, one module each: read params.yaml, call qnet, write outputs."""

@@ -1,0 +1,59 @@
+"""What every stage does alike: read params.yaml, name its files, and report a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qnet.errors import UserError
+from qnet.files import write_text
+from qnet.params import Params, load_params
+
+PREPARED = Path("data/prepared")
+CHECKPOINTS = Path("checkpoints")
+FP = CHECKPOINTS / "fp.safetensors"
+CLUSTERS = CHECKPOINTS / "clusters.json"
+WEIGHTS = CHECKPOINTS / "weights.safetensors"
+ACTIVATIONS = CHECKPOINTS / "activations.safetensors"
+METRICS = Path("metrics")
+
+
+def run(stage: Callable[[Params], None]) -> None:
+    """Run a stage; a `UserError` becomes one line on standard error and exit status 2."""
+    try:
+        stage(load_params())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that an earlier stage wrote.
+
+    Raises:
+        UserError: there is none, or it is not whole.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; run the stage that writes it, with `dvc repro`"
+        ) from None
+    except ValueError:
+        raise UserError(f"{path} is damaged; delete it and run `dvc repro`") from None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as indented JSON, with floats rounded to 6 significant digits."""
+    write_text(path, json.dumps(_rounded(content), indent=2) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value

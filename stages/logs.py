@@ -1,0 +1,127 @@
+"""What a user sees of a training run: a bar or a line per epoch, TensorBoard, curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from qnet.files import write_text
+from qnet.layers import QuantizedConv2d, QuantizedLinear
+from qnet.quantizer import quantizers
+from qnet.training import History, Row
+from stages.common import METRICS
+
+RUNS = Path("runs")
+
+
+def bar(batches: Iterable[Any], count: int, title: str) -> Iterable[Any]:
+    """A bar with rate and remaining time where standard error is a terminal."""
+    return tqdm(batches, total=count, desc=title, unit="batch", leave=False, disable=None)
+
+
+def counter(title: str) -> Callable[[int, int], None]:
+    """A bar that is told how many of how many are done."""
+    line = tqdm(desc=title, unit="image", leave=False, disable=None)
+
+    def update(done: int, total: int) -> None:
+        line.total = total
+        line.update(done - line.n)
+
+    return update
+
+
+class Log:
+    """Writes each epoch's figures where they are looked at; a context manager.
+
+    The curves go to metrics/<stage>/curves.csv for `dvc plots`, and with alpha, beta and weight
+    histograms to runs/<stage> for TensorBoard.
+    """
+
+    def __init__(self, stage: str, model: nn.Module) -> None:
+        self.stage = stage
+        self.model = model
+        self.writer: SummaryWriter | None = None
+        self.started = time.monotonic()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def epoch(self, history: History) -> None:
+        """Log the last epoch of `history`; the first call tells a new run from a resumed one."""
+        row = history.rows[-1]
+        if self.writer is None:
+            self.writer = self._open(int(row["epoch"]))
+        write_curves(self.stage, history.rows)
+        self._print(row, history.best_epoch)
+        self._tensorboard(self.writer, row)
+
+    def _open(self, first_epoch: int) -> SummaryWriter:
+        folder = RUNS / self.stage
+        if first_epoch == 1:
+            shutil.rmtree(folder, ignore_errors=True)
+            return SummaryWriter(str(folder))
+        print(f"{self.stage}: resumed after epoch {first_epoch - 1}")
+        return SummaryWriter(str(folder), purge_step=first_epoch)
+
+    def _print(self, row: Row, best_epoch: int) -> None:
+        now = time.monotonic()
+        seconds, self.started = now - self.started, now
+        mark = " *" if best_epoch == row["epoch"] else ""
+        soft = (
+            f" (soft {row['validation_soft_top1']:5.2f} %)" if "validation_soft_top1" in row else ""
+        )
+        line = (
+            f"{self.stage} epoch {int(row['epoch']):3d}  lr {row['lr']:.4f}  "
+            f"train loss {row['train_loss']:.3f} top-1 {row['train_top1']:5.2f} %  "
+            f"validation top-1 {row['validation_top1']:5.2f} %{soft}  {seconds:.1f} s{mark}"
+        )
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def _tensorboard(self, writer: SummaryWriter, row: Row) -> None:
+        epoch = int(row["epoch"])
+        for name, value in row.items():
+            if name != "epoch":
+                writer.add_scalar(name.replace("_", "/", 1), value, epoch)
+        for name, quantizer in quantizers(self.model):
+            for scale in ("alpha", "beta"):
+                writer.add_scalar(f"{scale}/{name}", getattr(quantizer, scale).mean(), epoch)
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                writer.add_histogram(f"weights/{name}", module.weight, epoch)
+            if isinstance(module, QuantizedConv2d | QuantizedLinear):
+                weight = module.weight_quantizer(module.weight)
+                writer.add_histogram(f"quantized_weights/{name}", weight, epoch)
+
+
+def write_curves(stage: str, rows: Sequence[Row]) -> None:
+    """Write one line per epoch to metrics/<stage>/curves.csv."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
+    write_text(METRICS / stage / "curves.csv", text.getvalue())
+
+
+def write_confusion(stage: str, classes: Sequence[str], actual: Tensor, predicted: Tensor) -> None:
+    """Write the true and the predicted class of each image to metrics/<stage>/confusion.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["actual", "predicted"])
+    for pair in zip(actual.tolist(), predicted.tolist(), strict=True):
+        writer.writerow([classes[label] for label in pair])
+    write_text(METRICS / stage / "confusion.csv", text.getvalue())

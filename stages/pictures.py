@@ -1,0 +1,92 @@
+"""The clustering picture: what is quantized, and where thresholds and levels lie in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from qnet.clustering import Clusters
+from qnet.histogram import Histogram
+
+BINS = 160
+PANELS = 24  # layers on one page
+VALUES, TRIMMED, THRESHOLD, LEVEL = "#7fa8c9", "#e6e6e6", "#444444", "#d1495b"
+
+
+def coarse(histogram: Histogram) -> dict[str, Any]:
+    """A histogram small enough to keep in a text file: all but the outermost 0.1 % of values."""
+    low, high = histogram.percentile(0.0005), histogram.percentile(0.9995)
+    high = high if high > low else low + 1
+    means, counts = histogram.points()
+    zeros = float(counts[means == 0].sum() / counts.sum())
+    others = means != 0
+    shown, _ = np.histogram(means[others], BINS, range=(low, high), weights=counts[others])
+    return {"low": low, "high": high, "zeros": zeros, "counts": shown.tolist()}
+
+
+def draw_clusters(folder: Path, layers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw each layer's histogram, trimmed range, thresholds and levels on pages in `folder`.
+
+    Args:
+        folder: replaced as a whole.
+        layers: name → `histogram` (as `coarse` gives it) and `clusters` (as a dict).
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    names = iter(layers)
+    page = 1
+    while chunk := list(islice(names, PANELS)):
+        columns = min(4, len(chunk))
+        rows = -(-len(chunk) // columns)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(3.6 * columns, 2.1 * rows + 0.7), squeeze=False
+        )
+        for axis, name in zip(axes.flat, chunk, strict=False):
+            _panel(axis, name, layers[name])
+        for axis in axes.flat[len(chunk) :]:
+            axis.axis("off")
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
+        figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
+        figure.savefig(folder / f"layers-{page}.png", dpi=100, metadata={"Software": None})
+        plt.close(figure)
+        page += 1
+
+
+def _panel(axis: Axes, name: str, layer: Mapping[str, Any]) -> None:
+    histogram, clusters = layer["histogram"], Clusters.from_dict(layer["clusters"])
+    edges = np.linspace(histogram["low"], histogram["high"], BINS + 1)
+    axis.stairs(histogram["counts"], edges, fill=True, color=VALUES, label="values")
+    width = max(edges[-1] - edges[0], 1e-12)
+    axis.set_xlim(edges[0] - 0.05 * width, edges[-1] + 0.05 * width)
+    left, right = axis.get_xlim()
+    axis.axvspan(left, clusters.low, color=TRIMMED, zorder=0, label="trimmed")
+    axis.axvspan(clusters.high, right, color=TRIMMED, zorder=0)
+    for number, threshold in enumerate(clusters.thresholds):
+        label = "threshold" if number == 0 else None
+        axis.axvline(
+            threshold / clusters.beta, color=THRESHOLD, linewidth=0.8, linestyle="--", label=label
+        )
+    levels = clusters.alpha * np.array(clusters.levels.values)
+    axis.plot(
+        levels, np.zeros_like(levels), "^", color=LEVEL, clip_on=False, markersize=5, label="level"
+    )
+    axis.set_xlim(min(left, levels[0]), max(right, levels[-1]))
+    axis.set_ylim(bottom=0)
+    zeros = f", {histogram['zeros']:.0%} zeros" if histogram["zeros"] > 0.005 else ""
+    axis.set_title(f"{name}{zeros}", fontsize=8)
+    axis.set_yticks([])
+    axis.tick_params(labelsize=7)
+    for side in ("top", "left", "right"):
+        axis.spines[side].set_visible(False)

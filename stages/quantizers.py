@@ -1,0 +1,23 @@
+"""Quantizers as the stage cluster found them and params.yaml wants them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qnet.clustering import Clusters
+from qnet.params import QuantizedTrainingParams
+from qnet.quantizer import Quantizer
+
+
+def quantizer_from(clusters: dict[str, Any], params: QuantizedTrainingParams) -> Quantizer:
+    """A quantizer that starts with these `clusters` and is trained as `params` say."""
+    found = Clusters.from_dict(clusters)
+    exact = params.backward_temperature == "exact"
+    return Quantizer(
+        found.levels,
+        thresholds=found.thresholds,
+        alpha=found.alpha,
+        beta=found.beta,
+        forward_mode=params.forward,
+        backward_temperature=None if exact else float(params.backward_temperature),
+    )

@@ -1,0 +1,29 @@
+"""Stage train_fp: the full-precision network, which later phases start from and learn from."""
+
+from __future__ import annotations
+
+import torch
+
+from qnet.checkpoint import Checkpoint
+from qnet.data import load_info
+from qnet.models import build_model
+from qnet.params import Params
+from qnet.runtime import seed_for, start
+from stages.common import FP, PREPARED, run
+from stages.training import train_stage
+
+
+def main(params: Params) -> None:
+    """Train the network named by `model` from random weights, as `fp` says."""
+    runtime = start(params.runtime)
+    info = load_info(PREPARED)
+    torch.manual_seed(seed_for(params.seed, "weights"))
+    model = build_model(
+        params.model.name, classes=len(info.classes), channels=info.channels, size=info.size
+    )
+    checkpoint = Checkpoint(model.to(runtime.device), params.model.name, info)
+    train_stage("train_fp", "fp", params, checkpoint, runtime, FP)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,39 @@
+"""Stage train_weights: the network with quantized weights and full-precision activations."""
+
+from __future__ import annotations
+
+from qnet.checkpoint import load_checkpoint
+from qnet.layers import insert_quantizers
+from qnet.params import Params
+from qnet.runtime import start
+from stages.common import CLUSTERS, FP, WEIGHTS, read_json, run
+from stages.quantizers import quantizer_from
+from stages.training import train_stage
+
+
+def main(params: Params) -> None:
+    """Quantize the weights at `weights.levels` and train; `full` passes the network on."""
+    runtime = start(params.runtime)
+    checkpoint = load_checkpoint(FP, runtime.device)
+    clusters = read_json(CLUSTERS)["weights"]
+    found = {
+        layer: quantizer_from(entry["clusters"], params.weights)
+        for layer, entry in clusters.items()
+    }
+    insert_quantizers(checkpoint.model, weights=found)
+    train_stage(
+        "train_weights",
+        "weights",
+        params,
+        checkpoint,
+        runtime,
+        WEIGHTS,
+        inputs=[FP, CLUSTERS],
+        teacher=load_checkpoint(FP, runtime.device).model,
+        annealed=list(found.values()),
+        epochs=bool(found),
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,127 @@
+"""What the three training stages share: train with resume, score once on test, write the outs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from qnet.checkpoint import Checkpoint, save_checkpoint
+from qnet.data import Augment, Batches, DatasetInfo, load_split
+from qnet.errors import UserError
+from qnet.evaluation import evaluate, predict
+from qnet.params import Params, TrainingParams
+from qnet.quantizer import Quantizer
+from qnet.resume import ResumeFile, run_key
+from qnet.runtime import Runtime
+from qnet.size import full_precision_bytes, model_bytes
+from qnet.training import History, Trainer, TrainingData
+from stages.common import METRICS, PREPARED, write_json
+from stages.logs import Log, bar, write_confusion
+
+RESUME = Path(".resume")
+EVALUATION_BATCH = 500
+
+
+def train_stage(
+    stage: str,
+    section: str,
+    params: Params,
+    checkpoint: Checkpoint,
+    runtime: Runtime,
+    out: Path,
+    *,
+    inputs: Sequence[Path] = (),
+    teacher: torch.nn.Module | None = None,
+    annealed: Sequence[Quantizer] = (),
+    epochs: bool = True,
+) -> None:
+    """Train the network of `checkpoint`, score it, and write checkpoint, metrics and curves.
+
+    Args:
+        stage: the stage's name, that of its folder under metrics/.
+        section: its section in params.yaml.
+        params: all of params.yaml.
+        checkpoint: the network to train, on the device of `runtime`.
+        runtime: the device and its arithmetic.
+        out: where the trained checkpoint goes.
+        inputs: files, beside the prepared data, that the result depends on.
+        teacher: the network to distil from.
+        annealed: the quantizers that this phase is about.
+        epochs: False to pass the network on as it is.
+    """
+    settings: TrainingParams = getattr(params, section)
+    resume = ResumeFile(RESUME / f"{stage}-{_key(params, section, inputs)}.safetensors")
+    history = History()
+    if epochs:
+        data = _training_data(params, section, checkpoint.dataset, runtime)
+        trainer = Trainer(
+            checkpoint.model, settings, data, runtime,
+            phase=section, seed=params.seed, teacher=teacher, annealed=annealed, progress=bar,
+        )  # fmt: skip
+        with Log(stage, checkpoint.model) as log:
+            history = trainer.fit(resume, log.epoch)
+    _write_scores(stage, checkpoint, runtime, settings, history)
+    save_checkpoint(out, checkpoint)
+    resume.remove()
+
+
+def _training_data(
+    params: Params, section: str, info: DatasetInfo, runtime: Runtime
+) -> TrainingData:
+    settings: TrainingParams = getattr(params, section)
+    pad, flip = params.augment.pad, params.augment.flip
+    augment = Augment(
+        pad=info.size // 8 if pad == "auto" else pad,
+        flip=info.flip if flip == "auto" else flip,
+    )
+    images = load_split(PREPARED, "train")
+    if settings.batch_size > len(images):
+        raise UserError(
+            f"{section}.batch_size is {settings.batch_size}; it must be at most {len(images)}, the "
+            "number of training images"
+        )
+    train = Batches(
+        images, info, batch_size=settings.batch_size, device=runtime.device, augment=augment
+    )
+    test = _images("test", info, runtime) if settings.select_on == "test" else None
+    return TrainingData(train, _images("validation", info, runtime), test)
+
+
+def _images(split: str, info: DatasetInfo, runtime: Runtime) -> Batches:
+    return Batches(
+        load_split(PREPARED, split), info, batch_size=EVALUATION_BATCH, device=runtime.device
+    )
+
+
+def _write_scores(
+    stage: str,
+    checkpoint: Checkpoint,
+    runtime: Runtime,
+    settings: TrainingParams,
+    history: History,
+) -> None:
+    """Score the final network in float32, as it is deployed; the test set's only use."""
+    exact = Runtime(runtime.device, mixed=False)
+    test = _images("test", checkpoint.dataset, exact)
+    size = model_bytes(checkpoint.model)
+    metrics = {
+        "test": evaluate(checkpoint.model, test, exact),
+        "validation": evaluate(
+            checkpoint.model, _images("validation", checkpoint.dataset, exact), exact
+        ),
+        "best_epoch": history.best_epoch,
+        "selected_on": settings.select_on,
+        "bytes": size,
+        "compression": full_precision_bytes(checkpoint.model) / size,
+    }
+    write_json(METRICS / stage / "metrics.json", metrics)
+    write_confusion(stage, checkpoint.dataset.classes, *predict(checkpoint.model, test, exact))
+
+
+def _key(params: Params, section: str, inputs: Sequence[Path]) -> str:
+    """A name for everything that the run of this section depends on."""
+    used = params.model_dump(include={"seed", "augment", "model", section})
+    used["precision"] = params.runtime.precision
+    return run_key(used, [PREPARED, *inputs])

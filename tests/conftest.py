@@ -1,0 +1,56 @@
+"""What the tests share: sections of params.yaml with a few values changed, and tiny data."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from qnet.data import DatasetInfo, Split
+from qnet.params import FpParams, QuantizedTrainingParams, load_params
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def fp_params() -> Callable[..., FpParams]:
+    """The section `fp` of the project's params.yaml, with these values changed."""
+    section = load_params(ROOT / "params.yaml").fp
+    return lambda **changes: section.model_copy(update=changes)
+
+
+@pytest.fixture(scope="session")
+def weights_params() -> Callable[..., QuantizedTrainingParams]:
+    """The section `weights` of the project's params.yaml, with these values changed."""
+    section = load_params(ROOT / "params.yaml").weights
+    return lambda **changes: section.model_copy(update=changes)
+
+
+@pytest.fixture
+def tiny_info() -> DatasetInfo:
+    """A data set of 3 classes, 8 × 8 pixels, one channel."""
+    return DatasetInfo(
+        name="tiny",
+        classes=("a", "b", "c"),
+        size=8,
+        channels=1,
+        mean=(0.5,),
+        std=(0.25,),
+        counts={"train": 60, "validation": 30, "test": 30},
+        flip=False,
+    )
+
+
+@pytest.fixture
+def tiny_split() -> Callable[[int, int], Split]:
+    """`count` images of noise on which a bright band tells the class."""
+
+    def split(count: int, seed: int) -> Split:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.arange(count) % 3
+        images = torch.randint(0, 100, (count, 1, 8, 8), generator=generator)
+        for label in range(3):
+            images[labels == label, :, 2 * label + 1] += 120
+        return Split(images.to(torch.uint8), labels)
+
+    return split

@@ -1,0 +1,131 @@
+"""A checkpoint describes itself, comes back the same, and a wrong one is refused in one line."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import qnet
+from qnet.checkpoint import KEY, Checkpoint, load_checkpoint, load_model, save_checkpoint
+from qnet.errors import UserError
+from qnet.layers import insert_quantizers
+from qnet.levels import activation_levels, weight_levels
+from qnet.quantizer import Quantizer, quantizers
+from tests.tiny import network
+
+NAME = "tests.tiny:network"
+
+
+@pytest.fixture
+def checkpoint(tiny_info):
+    torch.manual_seed(0)
+    model = network(3, 1, 8)
+    insert_quantizers(
+        model,
+        weights={"3": Quantizer(weight_levels("3pm4"), alpha=0.3, beta=2.0, forward_mode="soft")},
+        activations={"6": Quantizer(activation_levels(2), thresholds=[0.1, 0.7, 3], alpha=0.7)},
+    )
+    return Checkpoint(model.eval(), NAME, tiny_info)
+
+
+@pytest.fixture
+def path(checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "model.safetensors", checkpoint)
+    return tmp_path / "model.safetensors"
+
+
+def test_round_trip(path, checkpoint):
+    loaded = load_checkpoint(path)
+    images = torch.randn(4, 1, 8, 8)
+    assert torch.equal(loaded.model(images), checkpoint.model(images))
+    assert loaded.dataset == checkpoint.dataset
+    assert loaded.architecture == NAME
+    assert not loaded.model.training
+    described = dict(quantizers(loaded.model))
+    for name, quantizer in quantizers(checkpoint.model):
+        assert described[name].level_set == quantizer.level_set
+        assert described[name].forward_mode == quantizer.forward_mode
+
+
+def test_load_model_gives_the_network_alone(path):
+    assert isinstance(qnet.load_model(path), torch.nn.Module)
+
+
+def test_levels_are_read_back_exactly(path, checkpoint):
+    layer = load_model(path).get_submodule("3")
+    integers = layer.weight_quantizer.integers(layer.weight)
+    assert set(integers.unique().tolist()) <= set(weight_levels("3pm4").values)
+    assert torch.equal(
+        layer.weight_quantizer.alpha * integers, layer.weight_quantizer(layer.weight)
+    )
+
+
+def test_the_same_network_gives_the_same_bytes(path, checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "again", load_checkpoint(path))
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def refuse(path, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file(tmp_path):
+    refuse(tmp_path / "none", "does not exist")
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_a_truncated_file(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+    refuse(path, "not a whole safetensors file")
+
+
+def test_a_foreign_file(path):
+    save_file({"weight": torch.zeros(2)}, path)
+    refuse(path, "not written by qnet")
+
+
+def rewrite(path, change):
+    """Save the file again with its tensors and description changed."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        description = json.loads(file.metadata()[KEY])
+    tensors = load_file(path)
+    change(tensors, description)
+    save_file(tensors, path, metadata={KEY: json.dumps(description)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, d: t.pop("0.weight"), "0.weight is missing"),
+        (lambda t, d: t.update(extra=torch.zeros(1)), "extra is unknown"),
+        (lambda t, d: t.update({"0.weight": torch.zeros(1)}), r"0.weight is \[1\] instead of"),
+        (lambda t, d: d.update(format=99), "has format 99"),
+        (lambda t, d: d.pop("dataset"), "incomplete description"),
+        (lambda t, d: d["dataset"].pop("mean"), "incomplete description"),
+        (lambda t, d: d.update(quantizers=3), "incomplete description"),
+        (lambda t, d: d.update(architecture="resnet21"), "resnet21"),
+        (lambda t, d: d.update(quantizers={}), "is unknown"),
+        (lambda t, d: d["dataset"].update(classes=["a", "b"]), "instead of"),
+    ],
+)
+def test_a_file_that_does_not_fit(path, change, message):
+    rewrite(path, change)
+    refuse(path, message)
+
+
+def test_a_full_disk_leaves_the_old_file(path, checkpoint, monkeypatch):
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=r"model\.safetensors could not be written \(No space left"):
+        save_checkpoint(path, checkpoint)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]

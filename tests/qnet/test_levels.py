@@ -1,0 +1,133 @@
+"""Level sets: the table of the method, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qnet.errors import UserError
+from qnet.levels import LevelSet, activation_levels, weight_levels
+
+WEIGHTS = {
+    "1": ((-1, 1), 1),
+    "2": ((-1, 0, 1), 2),
+    "3pm2": ((-2, -1, 0, 1, 2), 3),
+    "3": ((-3, -2, -1, 0, 1, 2, 3), 3),
+    "3pm4": ((-4, -2, -1, 0, 1, 2, 4), 3),
+    "4": (tuple(range(-7, 8)), 4),
+    "8": (tuple(range(-127, 128)), 8),
+}
+
+
+def of_weights(spec: object) -> LevelSet:
+    levels = weight_levels(spec)  # type: ignore[arg-type]
+    assert levels is not None
+    return levels
+
+
+def of_activations(spec: object, signed: bool = False) -> LevelSet:
+    levels = activation_levels(spec, signed)  # type: ignore[arg-type]
+    assert levels is not None
+    return levels
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weight_sets_are_those_of_the_method(name: str) -> None:
+    levels = of_weights(name)
+    values, bits = WEIGHTS[name]
+    assert (levels.name, levels.values, levels.bits) == (name, values, bits)
+    assert levels.offset == sum(levels.steps) / 2  # the paper's o
+    assert levels.max_abs == values[-1]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_numbers_and_their_text_are_the_same(bits: int) -> None:
+    assert weight_levels(bits) == weight_levels(str(bits))
+    assert activation_levels(bits) == activation_levels(str(bits))
+    assert of_weights(bits).bits == bits
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_activation_sets_start_at_zero(bits: int) -> None:
+    levels = of_activations(bits)
+    assert levels == LevelSet(f"a{bits}", tuple(range(2**bits)))
+    assert (levels.offset, levels.bits, levels.max_abs) == (0.0, bits, 2**bits - 1)
+    assert set(levels.steps) == {1}
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_signed_activations_use_the_sets_of_weights(bits: int) -> None:
+    assert activation_levels(bits, signed=True) == weight_levels(bits)
+
+
+def test_full_is_no_quantization() -> None:
+    assert weight_levels("full") is None
+    assert activation_levels("full") is None
+    assert activation_levels("full", signed=True) is None
+
+
+def test_steps_may_differ() -> None:
+    assert of_weights("3pm4").steps == (2, 1, 1, 1, 1, 2)
+
+
+def test_a_list_is_a_set_and_keeps_the_name_of_a_known_one() -> None:
+    listed = of_weights([-4, -1, 0, 1, 4])
+    assert (listed.name, listed.values, listed.bits) == (
+        "[-4, -1, 0, 1, 4]",
+        (-4, -1, 0, 1, 4),
+        3,
+    )
+    assert of_weights([-1, 0, 1]) is of_weights(2)
+    assert of_weights((-4, -2, -1, 0, 1, 2, 4)).name == "3pm4"
+
+
+@given(st.sets(st.integers(1, 2**15 - 1), min_size=1, max_size=20), st.booleans())
+def test_any_symmetric_list_is_a_set(positive: set[int], zero: bool) -> None:
+    values = sorted(positive | {-value for value in positive} | ({0} if zero else set()))
+    levels = of_weights(values)
+    assert levels.values == tuple(values)
+    assert levels.values[0] + sum(levels.steps) == levels.values[-1] == levels.max_abs
+    assert 2 ** (levels.bits - 1) < len(values) <= 2**levels.bits
+
+
+@pytest.mark.parametrize("spec", ["0", "9", 0, 9, -1, 32, "two", "", True, 2.0, None, "3PM2", "a2"])
+def test_unknown_weight_levels_are_named(spec: object) -> None:
+    with pytest.raises(UserError, match=r"weights\.levels .*use 1 \.\.\. 8") as caught:
+        of_weights(spec)
+    assert repr(spec) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["0", "9", 0, 9, "3pm2", "", True, 2.0, None, [0, 1], "a2", "٣"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_unknown_activation_bits_are_named(spec: object, signed: bool) -> None:
+    with pytest.raises(UserError, match=r"activations\.bits .*use 1 \.\.\. 8") as caught:
+        of_activations(spec, signed)
+    assert repr(spec) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ([], "at least two"),
+        ([-1], "at least two"),
+        ([-1, 1, 1], "strictly increasing"),
+        ([-1, 1, 0], "strictly increasing"),
+        ([-2, 0, 1], "symmetric"),
+        ([0, 1, 2], "symmetric"),
+        ([1, 2], "symmetric"),
+        ([-1.5, 1.5], "integers"),
+        ([False, True], "integers"),
+        ([-(2**15), 2**15], "no larger"),
+    ],
+)
+def test_bad_lists_are_refused(spec: list[int], problem: str) -> None:
+    with pytest.raises(UserError, match=problem) as caught:
+        of_weights(spec)
+    assert str(spec) in str(caught.value)
+
+
+def test_a_level_set_checks_itself() -> None:
+    with pytest.raises(UserError, match="symmetric about zero, or starting at zero"):
+        LevelSet("mine", (1, 2))

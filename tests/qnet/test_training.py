@@ -1,0 +1,177 @@
+"""The loop: it learns, it is the same twice, and a run cut short goes on as if it had not been."""
+
+import pytest
+import torch
+from torch import nn
+
+from qnet.data import Augment, Batches
+from qnet.errors import UserError
+from qnet.layers import insert_quantizers
+from qnet.levels import activation_levels, weight_levels
+from qnet.quantizer import Quantizer, quantizers
+from qnet.resume import ResumeFile
+from qnet.runtime import Runtime
+from qnet.training import Trainer, TrainingData
+from tests.tiny import network
+
+ALPHA, BETA = 0.08, 12.0  # so that the smallest third of the weights becomes 0
+CPU = Runtime(torch.device("cpu"), mixed=False)
+
+
+@pytest.fixture
+def data(tiny_info, tiny_split):
+    def batches(count, seed, size, augment=None):
+        return Batches(
+            tiny_split(count, seed), tiny_info, batch_size=size, device="cpu", augment=augment
+        )
+
+    return TrainingData(
+        batches(96, 0, 16, Augment(pad=1, flip=False)), batches(30, 1, 30), batches(30, 2, 30)
+    )
+
+
+def model_of(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = network(3, 1, 8)
+    if kind != "fp":
+        insert_quantizers(
+            model,
+            weights={n: Quantizer(weight_levels(2), alpha=ALPHA, beta=BETA) for n in ("3", "6")},
+        )
+    if kind == "activations":
+        insert_quantizers(
+            model,
+            activations={
+                n: Quantizer(activation_levels(2), alpha=0.5, beta=2.0) for n in ("3", "6")
+            },
+        )
+    return model
+
+
+def trainer(kind, params, data, **options):
+    model = model_of(kind)
+    annealed = [q for _, q in quantizers(model)]
+    return Trainer(model, params, data, CPU, phase="x", seed=0, annealed=annealed, **options)
+
+
+@pytest.fixture
+def params(fp_params, weights_params):
+    def section(kind, **changes):
+        make = fp_params if kind == "fp" else weights_params
+        changes = {"epochs": 4, "warmup_epochs": 1, "lr": 0.05, **changes}
+        if kind != "fp":
+            changes = {"distillation": 0.0, **changes}
+        return make(**changes)
+
+    return section
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("kind", ["fp", "weights", "activations"])
+def test_learns_what_can_be_learned(kind, optimizer, params, data):
+    lr = 0.05 if optimizer == "sgd" else 0.01
+    run = trainer(kind, params(kind, epochs=12, optimizer=optimizer, lr=lr), data)
+    history = run.fit()
+    assert max(row["validation_top1"] for row in history.rows) > 85
+    assert not run.model.training
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("kind", ["fp", "weights", "activations"])
+@pytest.mark.parametrize("killed_after", [1, 3])
+def test_a_run_cut_short_ends_as_an_uninterrupted_one(
+    kind, optimizer, killed_after, params, data, tmp_path
+):
+    settings = params(kind, optimizer=optimizer)
+    whole = trainer(kind, settings, data)
+    expected = whole.fit()
+
+    def kill(history):
+        if len(history.rows) == killed_after:
+            raise Killed
+
+    resume = ResumeFile(tmp_path / "run.safetensors")
+    with pytest.raises(Killed):
+        trainer(kind, settings, data).fit(resume, kill)
+    resumed = trainer(kind, settings, data)
+    history = resumed.fit(resume)
+
+    assert history == expected
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_a_damaged_resume_file_is_a_fresh_start(params, data, tmp_path):
+    resume = ResumeFile(tmp_path / "run.safetensors")
+    resume.path.write_bytes(b"\x10\x00\x00\x00")
+    assert trainer("fp", params("fp"), data).fit(resume) == trainer("fp", params("fp"), data).fit()
+
+
+@pytest.mark.parametrize("select_on", ["validation", "test"])
+def test_the_best_epoch_is_kept_by_top1_then_loss(select_on, params, data):
+    run = trainer("fp", params("fp", select_on=select_on), data)
+    history = run.fit()
+    scores = [(row[f"{select_on}_top1"], -row[f"{select_on}_loss"]) for row in history.rows]
+    assert history.best_epoch == 1 + scores.index(max(scores))
+    assert ("test_top1" in history.rows[0]) == (select_on == "test")
+
+
+def test_last_keeps_the_last_epoch(params, data):
+    history = trainer("fp", params("fp", select_on="last"), data).fit()
+    assert history.best_epoch == 4
+
+
+def test_the_model_ends_with_the_selected_epochs_weights(params, data):
+    states = []
+    run = trainer("fp", params("fp"), data)
+    history = run.fit(
+        on_epoch=lambda h: states.append({k: v.clone() for k, v in run.model.state_dict().items()})
+    )
+    for name, tensor in run.model.state_dict().items():
+        assert torch.equal(tensor, states[history.best_epoch - 1][name])
+
+
+def test_a_loss_that_is_not_finite_names_the_learning_rate(params, data):
+    run = trainer("fp", params("fp", lr=1e30, clip_norm=0.0), data)
+    with pytest.raises(UserError, match=r"x\.lr is 1e\+30: the loss is .* in epoch"):
+        run.fit()
+
+
+def test_frozen_batch_norm(params, data):
+    run = trainer("weights", params("weights", freeze_bn_affine=True, freeze_bn_stats=True), data)
+    before = {k: v.clone() for k, v in run.model.state_dict().items()}
+    run.fit()
+    after = run.model.state_dict()
+    for name in ("1.weight", "1.bias", "1.running_mean", "1.running_var"):
+        assert torch.equal(before[name], after[name]), name
+    assert not torch.equal(before["0.weight"], after["0.weight"])
+
+
+def test_alpha_and_beta_learn_unless_their_rate_is_zero(params, data):
+    for scale_lr, moves in ((0.1, True), (0.0, False)):
+        run = trainer("weights", params("weights", scale_lr=scale_lr, epochs=2), data)
+        run.fit()
+        for _, quantizer in quantizers(run.model):
+            assert (quantizer.alpha != ALPHA).item() == moves
+            assert (quantizer.beta != BETA).item() == moves
+
+
+def test_distillation_needs_a_teacher_and_follows_it(params, data):
+    settings = params("weights", distillation=1.0, epochs=8)
+    with pytest.raises(ValueError, match="no teacher"):
+        trainer("weights", settings, data)
+    teacher = trainer("fp", params("fp", epochs=12), data)
+    teacher.fit()
+    history = trainer("weights", settings, data, teacher=teacher.model).fit()
+    assert history.rows[-1]["train_loss"] < history.rows[0]["train_loss"]
+    assert history.rows[-1]["validation_top1"] > 80
+
+
+def test_soft_and_hard_accuracy_stand_side_by_side(params, data):
+    row = trainer("weights", params("weights"), data).fit().rows[-1]
+    assert {"validation_top1", "validation_soft_top1", "temperature"} <= row.keys()
+    assert "validation_soft_top1" not in trainer("fp", params("fp"), data).fit().rows[-1]

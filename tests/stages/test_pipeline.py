@@ -1,0 +1,197 @@
+"""The stages one after another, as DVC starts them, and a stage killed at any moment."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import run, start, write_params
+
+STAGES = ("prepare", "train_fp", "cluster", "train_weights", "train_activations")
+OUTPUT = {"train_fp": "fp", "train_weights": "weights", "train_activations": "activations"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which all five stages have run."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    write_params(folder)
+    for stage in STAGES:
+        run(stage, folder)
+    return folder
+
+
+@pytest.fixture
+def workspace(finished, tmp_path) -> Path:
+    """A copy of that folder, to spoil."""
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def results(folder: Path, stage: str) -> dict[str, bytes]:
+    """What a training stage leaves behind, but for the TensorBoard files with their clock times."""
+    files = [folder / "checkpoints" / f"{OUTPUT[stage]}.safetensors"]
+    files += sorted((folder / "metrics" / stage).glob("*.*"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_every_stage_leaves_what_dvc_yaml_names(finished):
+    for name in ("fp.safetensors", "clusters.json", "weights.safetensors"):
+        assert (finished / "checkpoints" / name).stat().st_size > 0
+    for stage in OUTPUT:
+        metrics = json.loads((finished / "metrics" / stage / "metrics.json").read_text())
+        assert set(metrics["test"]) == {"loss", "top1", "top5"}
+        assert metrics["selected_on"] == "validation"
+        assert metrics["best_epoch"] in (1, 2, 3)
+        assert metrics["bytes"] > 0
+        curves = (finished / "metrics" / stage / "curves.csv").read_text().splitlines()
+        assert len(curves) == 1 + 3
+        confusion = (finished / "metrics" / stage / "confusion.csv").read_text().splitlines()
+        assert confusion[0] == "actual,predicted"
+        assert len(confusion) == 1 + 359
+    assert not (finished / ".resume").exists()
+
+
+def test_quantizing_compresses(finished):
+    compressions = [
+        json.loads((finished / "metrics" / stage / "metrics.json").read_text())["compression"]
+        for stage in OUTPUT
+    ]
+    assert compressions[0] == 1
+    assert compressions[1] > compressions[2] > 1
+
+
+def test_cluster_metrics_have_every_layer_and_every_number_of_bits(finished):
+    metrics = json.loads((finished / "metrics" / "cluster" / "metrics.json").read_text())
+    assert set(metrics["weights"]) == set(metrics["activations"]) == {"3", "6"}
+    assert set(metrics["activations"]["3"]) == {str(bits) for bits in range(1, 9)}
+    assert set(metrics["weights"]["3"]) == {"inertia", "trimmed", "alpha", "beta"}
+
+
+def test_the_report_prints_the_three_networks(finished):
+    lines = run("report", finished).splitlines()
+    assert len(lines) == 5
+    assert "32/32" in lines[2]
+    assert "1/32" in lines[3]
+    assert "1/2" in lines[4]
+
+
+@pytest.mark.parametrize("stage", OUTPUT)
+def test_a_stage_run_twice_gives_the_same_bytes(stage, workspace, finished):
+    run(stage, workspace)
+    assert results(workspace, stage) == results(finished, stage)
+
+
+@pytest.mark.parametrize("stage", OUTPUT)
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_killed_stage_resumes_and_ends_with_the_same_bytes(stage, lines, workspace, finished):
+    """Killed with signal 9 as soon as it has told of `lines` finished epochs."""
+    for path in [*(workspace / "metrics" / stage).glob("*.csv")]:
+        path.unlink()  # as DVC does before it runs a stage
+    process = start(stage, workspace)
+    told = 0
+    for line in process.stdout:
+        told += " epoch " in line
+        if told == lines:
+            break
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert len(list((workspace / ".resume").iterdir())) == 1
+
+    assert f"resumed after epoch {lines}" in run(stage, workspace)
+    assert results(workspace, stage) == results(finished, stage)
+    assert not (workspace / ".resume").exists()
+
+
+def test_a_killed_run_is_not_resumed_with_other_parameters(workspace):
+    process = start("train_fp", workspace)
+    for line in process.stdout:
+        if " epoch " in line:
+            break
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    write_params(workspace, fp__lr=0.01)
+    assert "resumed" not in run("train_fp", workspace)
+
+
+def test_full_passes_the_network_on(workspace):
+    write_params(workspace, weights__levels="full", activations__bits="full")
+    for stage in ("cluster", "train_weights", "train_activations"):
+        run(stage, workspace)
+    scores = [
+        json.loads((workspace / "metrics" / stage / "metrics.json").read_text()) for stage in OUTPUT
+    ]
+    assert scores[0]["test"] == scores[1]["test"] == scores[2]["test"]
+    assert scores[2]["compression"] == 1
+    assert scores[2]["best_epoch"] == 0
+
+
+def test_weights_in_full_precision_with_quantized_activations(workspace):
+    write_params(workspace, weights__levels="full", activations__bits=2)
+    for stage in ("cluster", "train_weights", "train_activations"):
+        run(stage, workspace)
+    assert "32/2" in run("report", workspace)
+
+
+def test_relu_sites(workspace):
+    write_params(workspace, activations__sites="relu", activations__bits=3)
+    for stage in ("cluster", "train_weights", "train_activations"):
+        run(stage, workspace)
+    metrics = json.loads((workspace / "metrics" / "cluster" / "metrics.json").read_text())
+    assert set(metrics["activations"]) == {"2", "5", "8"}
+
+
+def test_selecting_on_test_is_said_in_the_metrics(workspace):
+    write_params(workspace, fp__select_on="test")
+    run("train_fp", workspace)
+    metrics = json.loads((workspace / "metrics" / "train_fp" / "metrics.json").read_text())
+    assert metrics["selected_on"] == "test"
+
+
+def test_zero_epochs_only_evaluate(workspace):
+    write_params(workspace, fp__epochs=0)
+    run("train_fp", workspace)
+    metrics = json.loads((workspace / "metrics" / "train_fp" / "metrics.json").read_text())
+    assert metrics["best_epoch"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights__levels": 9}, "weights.levels"),
+        ({"fp__epochs": "many"}, "fp.epochs"),
+        ({"model__name": "resnet21"}, "model.name"),
+        ({"model__keep": ["nowhere"]}, "model.keep"),
+        ({"fp__batch_size": 5000}, "fp.batch_size"),
+        ({"runtime__device": "cuda:7"}, "runtime.device"),
+        ({"fp__lr": 1e30, "fp__clip_norm": 0}, "fp.lr"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(changes, message, workspace):
+    write_params(workspace, **changes)
+    stage = "cluster" if "model__keep" in changes else "train_fp"
+    output = run(stage, workspace, status=2).strip().splitlines()
+    assert output[-1].startswith("error: ")
+    assert message in output[-1]
+    assert not any("Traceback" in line for line in output)
+
+
+@pytest.mark.parametrize(
+    ("missing", "stage"),
+    [
+        ("data/prepared/dataset.json", "train_fp"),
+        ("data/prepared/train_images.npy", "train_fp"),
+        ("checkpoints/fp.safetensors", "cluster"),
+        ("checkpoints/clusters.json", "train_weights"),
+        ("checkpoints/weights.safetensors", "train_activations"),
+        ("metrics/train_fp/metrics.json", "report"),
+    ],
+)
+def test_a_missing_input_is_named(missing, stage, workspace):
+    (workspace / missing).unlink()
+    output = run(stage, workspace, status=2).strip()
+    assert output.startswith("error: ")
+    assert Path(missing).name in output
+    assert "\n" not in output
