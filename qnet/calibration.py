@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qnet.data import Batches
 from qnet.histogram import Histogram
 from qnet.runtime import Runtime
 
 
 @torch.no_grad()
 def activation_histograms(
-    model: nn.Module, sites: Sequence[str], batches: Iterable[Tensor], runtime: Runtime
+    model: nn.Module, sites: Sequence[str], batches: Batches, runtime: Runtime
 ) -> dict[str, Histogram]:
     """Histograms of the values at `sites` while `model`, in eval mode, sees `batches`.
 
@@ -23,7 +24,7 @@ def activation_histograms(
     Args:
         model: on the device of `runtime`.
         sites: names of convolutions and linear layers (their inputs) or ReLUs (their outputs).
-        batches: images [B, C, H, W], normalised.
+        batches: the images.
         runtime: the device and its arithmetic.
     """
     histograms = {site: Histogram(f"activations at {site}") for site in sites}
@@ -36,7 +37,7 @@ def activation_histograms(
             handles.append(module.register_forward_pre_hook(_input_to(histograms[site])))
     try:
         model.eval()
-        for images in batches:
+        for images, _ in batches.ordered():
             with runtime.autocast():
                 model(images)
     finally:

@@ -17,7 +17,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         UserError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.part")  # that of a killed run is overwritten
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:

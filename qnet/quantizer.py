@@ -113,11 +113,13 @@ def _radius(stairs: _Stairs, temperature: Temperature | None, dtype: torch.dtype
     precision; None if a loop over all thresholds is as fast."""
     if stairs.spacing is None or isinstance(temperature, Tensor):
         return None
-    radius = 0
+    count, radius = len(stairs.steps), 0
     if temperature is not None:
         saturated = 1 - math.log(torch.finfo(dtype).eps)  # σ(saturated) rounds to 1
+        if temperature * stairs.spacing * count < saturated:
+            return None
         radius = max(0, math.ceil(saturated / (temperature * stairs.spacing) - 0.5))
-    return radius if 2 * radius + 1 + _FOLD_COST < len(stairs.steps) else None
+    return radius if 2 * radius + 1 + _FOLD_COST < count else None
 
 
 def _fold(u: Tensor, stairs: _Stairs, radius: int) -> tuple[Tensor, Tensor, _Stairs]:
@@ -136,11 +138,11 @@ def _fold(u: Tensor, stairs: _Stairs, radius: int) -> tuple[Tensor, Tensor, _Sta
 
 @lru_cache(maxsize=1024)
 def _spacing(thresholds: tuple[float, ...], dtype: torch.dtype) -> float | None:
-    """d if every threshold is first + i d exactly as computed in `dtype`, else None."""
+    """d > 0 if every threshold is first + i d exactly as computed in `dtype`, else None."""
     count, first = len(thresholds), thresholds[0]
     spacing = (thresholds[-1] - first) / max(count - 1, 1)
     even = torch.arange(count, dtype=dtype).mul_(spacing).add_(first)
-    return spacing if count > 1 and even.tolist() == list(thresholds) else None
+    return spacing if spacing > 0 and even.tolist() == list(thresholds) else None
 
 
 def _stairs(thresholds: Tensor, steps: Sequence[int], dtype: torch.dtype) -> _Stairs:

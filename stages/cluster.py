@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
-
 from qnet.calibration import activation_histograms
 from qnet.checkpoint import Checkpoint, load_checkpoint
 from qnet.clustering import cluster
-from qnet.data import Batches, Split, load_split
 from qnet.files import write_text
 from qnet.histogram import Histogram
 from qnet.layers import activation_sites, quantizable_layers
 from qnet.levels import activation_levels, weight_levels
 from qnet.params import Params
-from qnet.runtime import Runtime, seed_for, start
-from stages.common import CLUSTERS, FP, METRICS, PREPARED, run, write_json
+from qnet.runtime import Runtime, start
+from stages.common import CLUSTERS, FP, METRICS, run, write_json
+from stages.data import sample_images
 from stages.pictures import coarse, draw_clusters
 
 BITS = range(1, 9)  # all of them, so that a sweep over activations.bits clusters once
@@ -54,7 +52,7 @@ def _activations(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> di
     sites = activation_sites(
         checkpoint.model, params.activations.sites, params.model.keep, params.model.quantize
     )
-    images = _sample(params, checkpoint, runtime)
+    images = sample_images(params, checkpoint.dataset, runtime)
     histograms = activation_histograms(checkpoint.model, sites, images, runtime)
     rule = params.cluster.activations.model_dump()
     found: dict[str, Any] = {}
@@ -66,16 +64,6 @@ def _activations(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> di
             clusters = cluster(histogram, levels, **rule, name=f"activations of {site}")
             found[site]["clusters"][str(bits)] = clusters.to_dict()
     return found
-
-
-def _sample(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> list[torch.Tensor]:
-    """`cluster.images` training images, drawn by the seed; all of them where there are fewer."""
-    split = load_split(PREPARED, "train")
-    generator = torch.Generator().manual_seed(seed_for(params.seed, "cluster"))
-    chosen = torch.randperm(len(split.labels), generator=generator)[: params.cluster.images]
-    sample = Split(split.images[chosen], split.labels[chosen])
-    batches = Batches(sample, checkpoint.dataset, batch_size=100, device=runtime.device)
-    return [images for images, _ in batches.ordered()]
 
 
 def _figures(content: dict[str, Any]) -> dict[str, Any]:

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from torch import nn
 
 from qnet.checkpoint import Checkpoint, save_checkpoint
-from qnet.data import Augment, Batches, DatasetInfo, load_split
-from qnet.errors import UserError
 from qnet.evaluation import evaluate, predict
 from qnet.params import Params, TrainingParams
 from qnet.quantizer import Quantizer
 from qnet.resume import ResumeFile, run_key
 from qnet.runtime import Runtime
 from qnet.size import full_precision_bytes, model_bytes
-from qnet.training import History, Trainer, TrainingData
+from qnet.training import History, Trainer
 from stages.common import METRICS, PREPARED, write_json
+from stages.data import evaluation_images, training_data
 from stages.logs import Log, bar, write_confusion
 
 RESUME = Path(".resume")
-EVALUATION_BATCH = 500
 
 
 def train_stage(
@@ -33,7 +31,7 @@ def train_stage(
     out: Path,
     *,
     inputs: Sequence[Path] = (),
-    teacher: torch.nn.Module | None = None,
+    teacher: nn.Module | None = None,
     annealed: Sequence[Quantizer] = (),
     epochs: bool = True,
 ) -> None:
@@ -55,7 +53,7 @@ def train_stage(
     resume = ResumeFile(RESUME / f"{stage}-{_key(params, section, inputs)}.safetensors")
     history = History()
     if epochs:
-        data = _training_data(params, section, checkpoint.dataset, runtime)
+        data = training_data(params, section, checkpoint.dataset, runtime)
         trainer = Trainer(
             checkpoint.model, settings, data, runtime,
             phase=section, seed=params.seed, teacher=teacher, annealed=annealed, progress=bar,
@@ -67,34 +65,6 @@ def train_stage(
     resume.remove()
 
 
-def _training_data(
-    params: Params, section: str, info: DatasetInfo, runtime: Runtime
-) -> TrainingData:
-    settings: TrainingParams = getattr(params, section)
-    pad, flip = params.augment.pad, params.augment.flip
-    augment = Augment(
-        pad=info.size // 8 if pad == "auto" else pad,
-        flip=info.flip if flip == "auto" else flip,
-    )
-    images = load_split(PREPARED, "train")
-    if settings.batch_size > len(images):
-        raise UserError(
-            f"{section}.batch_size is {settings.batch_size}; it must be at most {len(images)}, the "
-            "number of training images"
-        )
-    train = Batches(
-        images, info, batch_size=settings.batch_size, device=runtime.device, augment=augment
-    )
-    test = _images("test", info, runtime) if settings.select_on == "test" else None
-    return TrainingData(train, _images("validation", info, runtime), test)
-
-
-def _images(split: str, info: DatasetInfo, runtime: Runtime) -> Batches:
-    return Batches(
-        load_split(PREPARED, split), info, batch_size=EVALUATION_BATCH, device=runtime.device
-    )
-
-
 def _write_scores(
     stage: str,
     checkpoint: Checkpoint,
@@ -104,12 +74,12 @@ def _write_scores(
 ) -> None:
     """Score the final network in float32, as it is deployed; the test set's only use."""
     exact = Runtime(runtime.device, mixed=False)
-    test = _images("test", checkpoint.dataset, exact)
+    test = evaluation_images("test", checkpoint.dataset, exact)
     size = model_bytes(checkpoint.model)
     metrics = {
         "test": evaluate(checkpoint.model, test, exact),
         "validation": evaluate(
-            checkpoint.model, _images("validation", checkpoint.dataset, exact), exact
+            checkpoint.model, evaluation_images("validation", checkpoint.dataset, exact), exact
         ),
         "best_epoch": history.best_epoch,
         "selected_on": settings.select_on,

@@ -190,6 +190,19 @@ def test_window_has_its_own_temperature(levels: LevelSet, place, mode) -> None:
     close(by_alpha, (grad * y / alpha).sum_to_size(alpha.shape))  # of the forward, as it was
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-3, 1e9])
+@pytest.mark.parametrize("thresholds", [[0.0] * 7, [3.0, 2.0, 1.0, 0.0, -1.0, -2.0], [0.0, 1e-40]])
+def test_thresholds_and_temperatures_nobody_would_choose(
+    thresholds: list[float], temperature: float
+) -> None:
+    x = torch.linspace(-9, 9, 41, dtype=torch.float64)
+    b, steps = torch.tensor(thresholds, dtype=torch.float64), (1,) * len(thresholds)
+    soft = sum(torch.sigmoid(temperature * (x - threshold)) for threshold in thresholds)
+    hard = (x[:, None] > b).sum(1)
+    close(soft_steps(x, b, steps, temperature), torch.as_tensor(soft))
+    close(hard_steps(x, b, steps), hard)
+
+
 def test_hard_steps_without_a_window_have_no_gradient() -> None:
     x = torch.linspace(-2, 2, 9).requires_grad_()
     thresholds = torch.tensor([-0.5, 0.5], requires_grad=True)
