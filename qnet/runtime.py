@@ -33,6 +33,7 @@ def start(params: RuntimeParams) -> Runtime:
     if params.threads != "auto":
         torch.set_num_threads(params.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a third slower, for debugging
     torch.set_flush_denormal(True)  # gradients far from a threshold are tiny, and slow otherwise
     device = _device(params.device)
     if params.precision == "auto":
