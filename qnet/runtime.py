@@ -33,7 +33,8 @@ def start(params: RuntimeParams) -> Runtime:
     if params.threads != "auto":
         torch.set_num_threads(params.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a third slower, for debugging
+    # Filling fresh memory finds uses of uninitialised values, and makes a step a third slower.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_flush_denormal(True)  # gradients far from a threshold are tiny, and slow otherwise
     device = _device(params.device)
     if params.precision == "auto":

@@ -71,8 +71,10 @@ def _panel(axis: Axes, name: str, layer: Mapping[str, Any]) -> None:
     width = max(edges[-1] - edges[0], 1e-12)
     axis.set_xlim(edges[0] - 0.05 * width, edges[-1] + 0.05 * width)
     left, right = axis.get_xlim()
-    axis.axvspan(left, clusters.low, color=TRIMMED, zorder=0, label="trimmed")
-    axis.axvspan(clusters.high, right, color=TRIMMED, zorder=0)
+    if clusters.trimmed > 0:
+        low = clusters.low if clusters.low > edges[0] else left
+        axis.axvspan(left, low, color=TRIMMED, zorder=0, linewidth=0, label="trimmed")
+        axis.axvspan(clusters.high, right, color=TRIMMED, zorder=0, linewidth=0)
     for number, threshold in enumerate(clusters.thresholds):
         label = "threshold" if number == 0 else None
         axis.axvline(
