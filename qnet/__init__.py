@@ -6,8 +6,9 @@ from qnet.errors import UserError
 from qnet.histogram import Histogram
 from qnet.layers import activation_sites, insert_quantizers, quantizable_layers
 from qnet.levels import LevelSet, activation_levels, weight_levels
-from qnet.quantizer import Quantizer, hard_steps, quantizers, soft_forward, soft_steps
+from qnet.quantizer import Quantizer, quantizers, soft_forward
 from qnet.size import full_precision_bytes, model_bytes
+from qnet.steps import hard_steps, soft_steps
 
 __all__ = [
     "Checkpoint",

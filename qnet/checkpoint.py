@@ -85,7 +85,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         )
         _insert(model, description["quantizers"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has an incomplete description ({error!r}); make it anew") from None
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{path} has an incomplete description ({reason}); make it anew") from None
     _check(path, architecture, model, tensors)
     model.load_state_dict(tensors)
     return Checkpoint(model.to(device).eval(), architecture, dataset)

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import qnet.quantizer
+import qnet.staircase
+import qnet.steps
 from qnet.errors import UserError
 from qnet.levels import LevelSet, activation_levels, weight_levels
-from qnet.quantizer import Quantizer, hard_steps, quantizers, soft_forward, soft_steps
+from qnet.quantizer import Quantizer, quantizers, soft_forward
+from qnet.steps import hard_steps, soft_steps
 
 WEIGHT_SPECS: list[str | list[int]] = ["1", "2", "3pm2", "3", "3pm4", "4", "5", "8", [-9, -1, 1, 9]]
 WEIGHTS = [levels for spec in WEIGHT_SPECS if (levels := weight_levels(spec))]
@@ -81,7 +83,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-11) -> None:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut even the small tensors of a test into chunks."""
-    monkeypatch.setattr(qnet.quantizer, "_CHUNK", 16)
+    monkeypatch.setattr(qnet.staircase, "_CHUNK", 16)
 
 
 # --- Forward and the gradients ------------------------------------------------------------------
@@ -297,10 +299,10 @@ def test_even_thresholds_agree_with_comparisons_for_all_floats(
 
 @every_set
 def test_default_thresholds_of_equal_steps_are_known_to_be_even(levels: LevelSet) -> None:
-    stairs = qnet.quantizer._stairs(halfway(levels).float(), levels.steps, torch.float32)
+    stairs = qnet.staircase.stairs_of(halfway(levels).float(), levels.steps, torch.float32)
     even = len(set(levels.steps)) == 1 and len(levels.steps) > 1
     assert stairs.spacing == (levels.steps[0] if even else None)
-    moved = qnet.quantizer._stairs(uneven(levels).float(), levels.steps, torch.float32)
+    moved = qnet.staircase.stairs_of(uneven(levels).float(), levels.steps, torch.float32)
     assert moved.spacing is None or len(levels.steps) == 2
 
 
@@ -475,7 +477,8 @@ def test_no_number_is_read_from_a_device(
         return [y, *torch.autograd.grad(y.square().sum(), arguments), quantizer.integers(x)]
 
     expected = run()
-    monkeypatch.setattr(qnet.quantizer, "_on_cpu", lambda tensor: False)
+    monkeypatch.setattr(qnet.staircase, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(qnet.steps, "on_cpu", lambda tensor: False)
     monkeypatch.setattr(Tensor, "item", None)
     monkeypatch.setattr(Tensor, "tolist", None)
     for mine, theirs in zip(run(), expected, strict=True):

@@ -1,0 +1,168 @@
+"""The arithmetic of the staircase: plain functions of tensors, without autograd.
+
+With u = beta x, thresholds b_i, step heights s_i, the logistic function σ and σ_i = σ(T (u - b_i)):
+
+    hard    Σ s_i [u > b_i]        soft    Σ s_i σ_i        window    w = T Σ s_i σ_i (1 - σ_i)
+
+(Yang et al., "Quantization Networks", CVPR 2019, equations 2 to 4). Far from a threshold σ is 0
+or 1, so of many evenly spaced thresholds only the few around a value are looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import EllipsisType
+
+import torch
+from torch import Tensor
+
+Temperature = Tensor | float
+"""0-dim tensor or number, above zero."""
+
+_SATURATED = 40.0  # σ(40) rounds to 1; from 88 on a CPU takes twice as long, for denormal numbers
+_CHUNK = 2**18  # values at a time on a CPU: the few buffers of a chunk stay in its cache
+_FOLD_COST = 2  # folding costs about as much as this many thresholds
+
+
+def _staircase_loop(
+    u: Tensor,
+    thresholds: Sequence[Tensor | float],
+    steps: Sequence[int],
+    temperature: Temperature | None,
+) -> Tensor:
+    """Σ s_i σ(T (u - b_i)), or Σ s_i [u > b_i] if temperature is None."""
+    part = torch.empty_like(u)
+    if temperature is None:
+        total = torch.zeros_like(u)
+        for threshold, step in zip(thresholds, steps, strict=True):
+            total.add_(torch.gt(u, threshold, out=part), alpha=step)
+        return total
+    # Σ s_i - Σ s_i σ(-z_i): far below the thresholds this is exactly 0, where Σ s_i σ(z_i) would
+    # be a tiny number, and products of those are denormal and slow in every layer after.
+    total = torch.full_like(u, sum(steps))
+    for threshold, step in zip(thresholds, steps, strict=True):
+        # Not T u - T b_i: near a threshold u - b_i is exact, so a large T does not magnify errors.
+        torch.sub(u, threshold, out=part).mul_(-temperature)
+        total.sub_(part.clamp_(-_SATURATED, _SATURATED).sigmoid_(), alpha=step)
+    return total
+
+
+def _window_loop(
+    u: Tensor,
+    thresholds: Sequence[Tensor | float],
+    steps: Sequence[int],
+    temperature: Temperature,
+) -> Tensor:
+    """T Σ s_i σ_i (1 - σ_i) with σ_i = σ(T (u - b_i)): the derivative of the soft sum by u."""
+    part, total = torch.empty_like(u), torch.zeros_like(u)
+    for threshold, step in zip(thresholds, steps, strict=True):
+        # σ(1 - σ) is even, and σ(|z|) rounds to 1 for a large |z|: exactly 0, as above.
+        torch.sub(u, threshold, out=part).mul_(temperature).abs_().clamp_(max=_SATURATED).sigmoid_()
+        total.add_(torch.addcmul(part, part, part, value=-1, out=part), alpha=step)
+    return total.mul_(temperature)
+
+
+@dataclass(frozen=True)
+class Stairs:
+    """Thresholds and step heights, as numbers where reading them does not wait for a device."""
+
+    thresholds: Sequence[Tensor | float]
+    steps: Sequence[int]
+    spacing: float | None = None  # of evenly spaced thresholds with equal steps
+
+
+def staircase(u: Tensor, stairs: Stairs, temperature: Temperature | None) -> Tensor:
+    """Σ s_i σ(T (u - b_i)), or Σ s_i [u > b_i] if temperature is None; of the shape of u.
+
+    Only the thresholds near each value are summed where that is less work.
+    """
+    radius = _radius(stairs, temperature, u.dtype)
+    if radius is None:
+        return _staircase_loop(u, stairs.thresholds, stairs.steps, temperature)
+    distance, below, near = _fold(u, stairs, radius)
+    return _staircase_loop(distance, near.thresholds, near.steps, temperature).add_(
+        below, alpha=stairs.steps[0]
+    )
+
+
+def slope(u: Tensor, stairs: Stairs, temperature: Temperature) -> Tensor:
+    """The window w: the derivative of the soft staircase by u, at this temperature; like u."""
+    radius = _radius(stairs, temperature, u.dtype)
+    if radius is None:
+        return _window_loop(u, stairs.thresholds, stairs.steps, temperature)
+    distance, _, near = _fold(u, stairs, radius)
+    return _window_loop(distance, near.thresholds, near.steps, temperature)
+
+
+def _radius(stairs: Stairs, temperature: Temperature | None, dtype: torch.dtype) -> int | None:
+    """How many thresholds on either side of the nearest one are not yet 0 or 1 to `dtype`'s
+    precision; None if a loop over all thresholds is as fast."""
+    if stairs.spacing is None or isinstance(temperature, Tensor):
+        return None
+    count, radius = len(stairs.steps), 0
+    if temperature is not None:
+        saturated = 1 - math.log(torch.finfo(dtype).eps)  # σ(saturated) rounds to 1
+        if temperature * stairs.spacing * count < saturated:
+            return None
+        radius = max(0, math.ceil(saturated / (temperature * stairs.spacing) - 0.5))
+    return radius if 2 * radius + 1 + _FOLD_COST < count else None
+
+
+def _fold(u: Tensor, stairs: Stairs, radius: int) -> tuple[Tensor, Tensor, Stairs]:
+    """Seen from the threshold nearest to u that has `radius` more on either side: the distance
+    of u, how many thresholds lie below those 2 radius + 1, and these."""
+    first, spacing = stairs.thresholds[0], stairs.spacing
+    assert spacing is not None
+    nearest = u.sub(first).mul_(1 / spacing).round_()
+    nearest.clamp_(radius, len(stairs.steps) - 1 - radius)
+    # This threshold is exact (see _spacing), hence so is the sign of the distance: u > b_i.
+    distance = u - nearest.mul(spacing).add_(first)
+    offsets = range(-radius, radius + 1)
+    near = Stairs([spacing * k for k in offsets], [stairs.steps[0]] * len(offsets))
+    return distance, nearest.sub_(radius), near
+
+
+@lru_cache(maxsize=1024)
+def _spacing(thresholds: tuple[float, ...], dtype: torch.dtype) -> float | None:
+    """d > 0 if every threshold is first + i d exactly as computed in `dtype`, else None."""
+    count, first = len(thresholds), thresholds[0]
+    spacing = (thresholds[-1] - first) / max(count - 1, 1)
+    even = torch.arange(count, dtype=dtype).mul_(spacing).add_(first)
+    return spacing if spacing > 0 and even.tolist() == list(thresholds) else None
+
+
+def stairs_of(thresholds: Tensor, steps: Sequence[int], dtype: torch.dtype) -> Stairs:
+    """Thresholds [n] and the n step heights, prepared for values of type `dtype`."""
+    thresholds = thresholds.to(dtype)
+    if not on_cpu(thresholds):
+        return Stairs(thresholds.unbind(), steps)
+    values = thresholds.tolist()
+    even = len(set(steps)) == 1
+    return Stairs(values, steps, _spacing(tuple(values), dtype) if even else None)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type to compute in: float64 for float64, float32 for all others."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether operations run one by one on a CPU, where reading a number costs nothing."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def chunks(x: Tensor) -> list[slice | EllipsisType]:
+    """Cuts of the first dimension, which keep any memory format dense."""
+    if not on_cpu(x) or x.numel() <= _CHUNK:
+        return [...]
+    rows = max(1, _CHUNK * len(x) // x.numel())
+    return [slice(start, start + rows) for start in range(0, len(x), rows)]
+
+
+def part_of(scale: Tensor, x: Tensor, rows: slice | EllipsisType) -> Tensor:
+    """What of a scale that broadcasts against x belongs to x[rows]; a view."""
+    along_first = scale.dim() == x.dim() > 0 and len(scale) == len(x)
+    return scale[rows] if along_first else scale

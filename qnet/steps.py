@@ -1,0 +1,163 @@
+"""The staircase as a differentiable function: soft or hard forward, a window for a gradient.
+
+Yang et al., "Quantization Networks", CVPR 2019 (arXiv 1911.09464), equations 2 to 4, with
+u = beta x, thresholds b_i, step heights s_i, offset o and the logistic function σ:
+
+    hard    y = alpha (Σ s_i [u > b_i] - o)             one of the levels, times alpha
+    soft    y = alpha (Σ s_i σ(T (u - b_i)) - o)        becomes hard as the temperature T grows
+
+    ∂y/∂x = alpha beta w    ∂y/∂beta = alpha x w    ∂y/∂alpha = y / alpha
+    ∂y/∂b_i = -alpha s_i T σ_i (1 - σ_i)            w = T Σ s_i σ_i (1 - σ_i), the window
+
+The window may have a temperature of its own, and then stands in for the gradient of either form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qnet.staircase import (
+    Stairs,
+    Temperature,
+    chunks,
+    compute_dtype,
+    on_cpu,
+    part_of,
+    slope,
+    staircase,
+    stairs_of,
+)
+
+
+class Quantize(torch.autograd.Function):
+    """alpha (staircase(beta x) - o); keeps x for the backward pass and nothing else of its size."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        thresholds: Tensor,
+        steps: Sequence[int],
+        offset: float,
+        temperature: Temperature | None,
+        window_temperature: Temperature | None,
+    ) -> Tensor:
+        """Temperature None: the hard staircase; window temperature None: no gradient."""
+        temperature, window_temperature = _constant(temperature), _constant(window_temperature)
+        ctx.save_for_backward(x, alpha, beta, thresholds)
+        ctx.steps, ctx.offset = steps, offset
+        ctx.temperature, ctx.window_temperature = temperature, window_temperature
+        dtype = compute_dtype(x)
+        stairs = stairs_of(thresholds, steps, dtype)
+        y = torch.empty_like(x)
+        for rows in chunks(x):
+            u = x[rows].to(dtype) * part_of(beta, x, rows).to(dtype)
+            level = staircase(u, stairs, temperature).sub_(offset)
+            y[rows] = level.mul_(part_of(alpha, x, rows).to(dtype))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of x, alpha, beta and thresholds that are asked for."""
+        x, alpha, beta, thresholds = ctx.saved_tensors
+        need_x, need_alpha, need_beta, need_thresholds = ctx.needs_input_grad[:4]
+        dtype = compute_dtype(x)
+        stairs = stairs_of(thresholds, ctx.steps, dtype)
+        temperature, window = ctx.temperature, ctx.window_temperature
+
+        new_like = torch.zeros_like if window is None else torch.empty_like
+        grad_x = new_like(x) if need_x else None
+        grad_alpha = torch.zeros_like(alpha, dtype=dtype) if need_alpha else None
+        grad_beta = torch.zeros_like(beta, dtype=dtype) if need_beta else None
+        grad_thresholds = torch.zeros_like(thresholds, dtype=dtype) if need_thresholds else None
+
+        for rows in chunks(x):
+            x_part, grad = x[rows].to(dtype), grad_y[rows].to(dtype)
+            beta_part, alpha_part = (
+                part_of(beta, x, rows).to(dtype),
+                part_of(alpha, x, rows).to(dtype),
+            )
+            u = x_part * beta_part
+            if grad_alpha is not None:
+                level = staircase(u, stairs, temperature).sub_(ctx.offset)
+                _accumulate(part_of(grad_alpha, x, rows), level.mul_(grad))
+            if window is None or not (need_x or need_beta or need_thresholds):
+                continue
+            grad = grad * alpha_part
+            if grad_thresholds is not None:
+                for i, step in enumerate(stairs.steps):
+                    threshold = stairs.thresholds[i]
+                    grad_thresholds[i] -= (
+                        grad * slope(u, Stairs([threshold], [step]), window)
+                    ).sum()
+            grad_u = slope(u, stairs, window).mul_(grad)
+            if grad_beta is not None:
+                _accumulate(part_of(grad_beta, x, rows), grad_u * x_part)
+            if grad_x is not None:
+                grad_x[rows] = grad_u.mul_(beta_part)
+
+        return grad_x, grad_alpha, grad_beta, grad_thresholds, None, None, None, None
+
+
+def _constant(temperature: Temperature | None) -> Temperature | None:
+    """The temperature as it is now, whatever is assigned before the backward pass."""
+    if not isinstance(temperature, Tensor):
+        return temperature
+    return temperature.item() if on_cpu(temperature) else temperature.clone()
+
+
+def _accumulate(total: Tensor, values: Tensor) -> None:
+    total += values.sum_to_size(total.shape)
+
+
+def soft_steps(
+    x: Tensor,
+    thresholds: Tensor,
+    steps: Sequence[int],
+    temperature: Temperature,
+    backward_temperature: Temperature | None = None,
+) -> Tensor:
+    """The soft staircase Σ s_i σ(T (x - b_i)), differentiable in x and thresholds.
+
+    Args:
+        x: values of any shape; finite.
+        thresholds: [n], strictly increasing, in units of x.
+        steps: the n heights s_i.
+        temperature: T.
+        backward_temperature: temperature of the gradient; None: T, the exact gradient.
+
+    Returns:
+        Tensor like x, between 0 and Σ s_i.
+    """
+    window = temperature if backward_temperature is None else backward_temperature
+    one = x.new_ones(())
+    return Quantize.apply(x, one, one, thresholds, steps, 0.0, temperature, window)
+
+
+def hard_steps(
+    x: Tensor,
+    thresholds: Tensor,
+    steps: Sequence[int],
+    backward_temperature: Temperature | None = None,
+) -> Tensor:
+    """The hard staircase Σ s_i [x > b_i].
+
+    Args:
+        x: values of any shape; finite.
+        thresholds: [n], strictly increasing, in units of x.
+        steps: the n heights s_i.
+        backward_temperature: the gradient is the soft staircase's at this temperature; None: zero.
+
+    Returns:
+        Tensor like x, of whole numbers.
+    """
+    one = x.new_ones(())
+    return Quantize.apply(x, one, one, thresholds, steps, 0.0, None, backward_temperature)
