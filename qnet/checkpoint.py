@@ -84,7 +84,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             size=dataset.size,
         )
         _insert(model, description["quantizers"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{path} has an incomplete description ({reason}); make it anew") from None
     _check(path, architecture, model, tensors)
