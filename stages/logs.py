@@ -22,6 +22,11 @@ from qnet.training import History, Row
 from stages.common import METRICS
 
 RUNS = Path("runs")
+NAMES = [
+    "epoch",
+    *(f"{split}_{name}" for split in ("train", "validation") for name in ("loss", "top1", "top5")),
+    "validation_soft_top1",
+]
 
 
 def bar(batches: Iterable[Any], count: int, title: str) -> Iterable[Any]:
@@ -109,9 +114,10 @@ class Log:
 
 
 def write_curves(stage: str, rows: Sequence[Row]) -> None:
-    """Write one line per epoch to metrics/<stage>/curves.csv."""
+    """Write one line per epoch to metrics/<stage>/curves.csv; only its head if there was none."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    names = list(rows[0]) if rows else NAMES
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
     write_text(METRICS / stage / "curves.csv", text.getvalue())

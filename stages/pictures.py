@@ -1,7 +1,8 @@
-"""The clustering picture: what is quantized, and where thresholds and levels lie in it."""
+"""The pictures: what is quantized and where its thresholds lie; how accuracy went."""
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Mapping
 from itertools import islice
@@ -18,9 +19,11 @@ from matplotlib.axes import Axes
 
 from qnet.clustering import Clusters
 from qnet.histogram import Histogram
+from stages.common import METRICS
 
 BINS = 160
 PANELS = 24  # layers on one page
+CURVES = ("#444444", "#2f6f9f", "#d1495b")
 VALUES, TRIMMED, THRESHOLD, LEVEL = "#7fa8c9", "#e6e6e6", "#444444", "#d1495b"
 
 
@@ -92,3 +95,40 @@ def _panel(axis: Axes, name: str, layer: Mapping[str, Any]) -> None:
     axis.tick_params(labelsize=7)
     for side in ("top", "left", "right"):
         axis.spines[side].set_visible(False)
+
+
+def draw_result(path: Path, stages: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+    """Draw the validation curves of the training stages one after another, and the test results.
+
+    Args:
+        path: of the PNG.
+        stages: stage → its W/A and the content of its metrics.json.
+    """
+    figure, axis = plt.subplots(figsize=(8, 3.4))
+    start = 0
+    for color, (stage, (pair, metrics)) in zip(CURVES, stages.items(), strict=True):
+        top1 = metrics["test"]["top1"]
+        label = f"{pair}: {top1:.2f} % on test, {metrics['bytes'] / 1000:,.0f} kB"
+        rows = _curve(METRICS / stage / "curves.csv")
+        epochs = [start + int(row["epoch"]) for row in rows]
+        axis.plot(epochs, [float(row["validation_top1"]) for row in rows], color=color, label=label)
+        if rows:
+            axis.plot(start + metrics["best_epoch"], top1, "o", color=color)
+            start = epochs[-1]
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("validation top-1 %")
+    axis.grid(axis="y", color=TRIMMED)
+    axis.legend(frameon=False, loc="lower right", title="weight/activation bits (dot: test)")
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _curve(path: Path) -> list[dict[str, str]]:
+    """Rows of a curves.csv; none where the stage passed its network on."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -17,7 +17,7 @@ from qnet.size import full_precision_bytes, model_bytes
 from qnet.training import History, Trainer
 from stages.common import METRICS, PREPARED, write_json
 from stages.data import evaluation_images, training_data
-from stages.logs import Log, bar, write_confusion
+from stages.logs import Log, bar, write_confusion, write_curves
 
 RESUME = Path(".resume")
 
@@ -60,6 +60,7 @@ def train_stage(
         )  # fmt: skip
         with Log(stage, checkpoint.model) as log:
             history = trainer.fit(resume, log.epoch)
+    write_curves(stage, history.rows)
     _write_scores(stage, checkpoint, runtime, settings, history)
     save_checkpoint(out, checkpoint)
     resume.remove()

@@ -9,6 +9,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import yaml
@@ -68,12 +69,13 @@ def kill_after(stage: str, folder: Path, epochs: int) -> None:
     process.stdout.close()
 
 
-def run(stage: str, folder: Path, status: int = 0) -> str:
+def run(stage: str, folder: Path, *arguments: str, status: int = 0) -> str:
     """Run a stage in this process, check its exit status, and give what it printed."""
     module = import_module(f"stages.{stage}")
     output = io.StringIO()
     found = 0
-    with chdir(folder), redirect_stdout(output), redirect_stderr(output):
+    argv = mock.patch.object(sys, "argv", [stage, *arguments])
+    with chdir(folder), argv, redirect_stdout(output), redirect_stderr(output):
         try:
             common.run(module.main)
         except SystemExit as end:

@@ -68,8 +68,9 @@ def test_cluster_metrics_have_every_layer_and_every_number_of_bits(finished):
     assert set(metrics["weights"]["3"]) == {"inertia", "trimmed", "alpha", "beta"}
 
 
-def test_the_report_prints_the_three_networks(finished):
-    lines = run("report", finished).splitlines()
+def test_the_report_prints_and_draws_the_three_networks(finished, tmp_path):
+    lines = run("report", finished, "--picture", str(tmp_path / "result.png")).splitlines()
+    assert (tmp_path / "result.png").stat().st_size > 1000
     assert len(lines) == 5
     assert "32/32" in lines[2]
     assert "1/32" in lines[3]
@@ -111,6 +112,11 @@ def test_full_passes_the_network_on(workspace):
     assert scores[0]["test"] == scores[1]["test"] == scores[2]["test"]
     assert scores[2]["compression"] == 1
     assert scores[2]["best_epoch"] == 0
+    for stage in ("train_weights", "train_activations"):
+        curves = (workspace / "metrics" / stage / "curves.csv").read_text()
+        assert curves.startswith("epoch,train_loss")
+        assert curves.count("\n") == 1
+    run("report", workspace, "--picture", str(workspace / "result.png"))
 
 
 def test_weights_in_full_precision_with_quantized_activations(workspace):
