@@ -1,5 +1,6 @@
 """Quantization Networks (Yang et al., CVPR 2019): low-bit networks for PyTorch."""
 
+from qnet.calibration import activation_histograms
 from qnet.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from qnet.clustering import Clusters, cluster
 from qnet.errors import UserError
@@ -17,6 +18,7 @@ __all__ = [
     "LevelSet",
     "Quantizer",
     "UserError",
+    "activation_histograms",
     "activation_levels",
     "activation_sites",
     "cluster",

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qnet.data import Batches
 from qnet.histogram import Histogram
-from qnet.runtime import Runtime
 
 
 @torch.no_grad()
 def activation_histograms(
-    model: nn.Module, sites: Sequence[str], batches: Batches, runtime: Runtime
+    model: nn.Module, sites: Sequence[str], batches: Iterable[Tensor]
 ) -> dict[str, Histogram]:
-    """Histograms of the values at `sites` while `model`, in eval mode, sees `batches`.
+    """Histograms of the values at `sites` while `model`, put in eval mode, sees `batches`.
 
     Memory does not grow with the number of images.
 
     Args:
-        model: on the device of `runtime`.
+        model: on the device of the batches.
         sites: names of convolutions and linear layers (their inputs) or ReLUs (their outputs).
-        batches: the images.
-        runtime: the device and its arithmetic.
+        batches: what the model is called with, one after another.
     """
     histograms = {site: Histogram(f"activations at {site}") for site in sites}
     handles = []
@@ -37,9 +34,8 @@ def activation_histograms(
             handles.append(module.register_forward_pre_hook(_input_to(histograms[site])))
     try:
         model.eval()
-        for images, _ in batches.ordered():
-            with runtime.autocast():
-                model(images)
+        for batch in batches:
+            model(batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -90,8 +90,8 @@ def cluster(
     levels: LevelSet,
     *,
     gamma: float = 0.0027,
-    thresholds: Thresholds,
-    scale: Scale,
+    thresholds: Thresholds = "uniform",
+    scale: Scale = "least_squares",
     name: str = "values",
 ) -> Clusters:
     """Find thresholds, alpha and beta for values of any shape, or for their histogram.

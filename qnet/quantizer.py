@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from qnet.clustering import Clusters
 from qnet.errors import UserError
 from qnet.levels import LevelSet
 from qnet.staircase import chunks, compute_dtype, part_of, staircase, stairs_of
@@ -77,6 +78,24 @@ class Quantizer(nn.Module):
         self.register_buffer("thresholds", _checked(_float_tensor(thresholds), levels))
         self.register_buffer("temperature", torch.ones(()))
         self.set_temperature(temperature)
+
+    @classmethod
+    def from_clusters(
+        cls,
+        clusters: Clusters,
+        *,
+        forward_mode: Literal["hard", "soft"] = "hard",
+        backward_temperature: float | None = 4.0,
+    ) -> Quantizer:
+        """A quantizer that starts where `qnet.cluster` found thresholds, alpha and beta."""
+        return cls(
+            clusters.levels,
+            thresholds=clusters.thresholds,
+            alpha=clusters.alpha,
+            beta=clusters.beta,
+            forward_mode=forward_mode,
+            backward_temperature=backward_temperature,
+        )
 
     def set_temperature(self, temperature: float) -> None:
         """Set T of the soft function.

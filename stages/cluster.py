@@ -52,9 +52,8 @@ def _activations(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> di
     sites = activation_sites(
         checkpoint.model, params.activations.sites, params.model.keep, params.model.quantize
     )
-    runtime = Runtime(runtime.device, mixed=False)  # bfloat16 would be a comb of few values
     images = sample_images(params, checkpoint.dataset, runtime)
-    histograms = activation_histograms(checkpoint.model, sites, images, runtime)
+    histograms = activation_histograms(checkpoint.model, sites, (x for x, _ in images.ordered()))
     rule = params.cluster.activations.model_dump()
     found: dict[str, Any] = {}
     for site, histogram in histograms.items():

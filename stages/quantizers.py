@@ -11,13 +11,9 @@ from qnet.quantizer import Quantizer
 
 def quantizer_from(clusters: dict[str, Any], params: QuantizedTrainingParams) -> Quantizer:
     """A quantizer that starts with these `clusters` and is trained as `params` say."""
-    found = Clusters.from_dict(clusters)
     exact = params.backward_temperature == "exact"
-    return Quantizer(
-        found.levels,
-        thresholds=found.thresholds,
-        alpha=found.alpha,
-        beta=found.beta,
+    return Quantizer.from_clusters(
+        Clusters.from_dict(clusters),
         forward_mode=params.forward,
         backward_temperature=None if exact else float(params.backward_temperature),
     )

@@ -1,0 +1,88 @@
+"""How far from its values each rule of `qnet.cluster` starts, as a table in Markdown.
+
+The figure is the relative squared error Σ (x − α·level(βx))² / Σ x² over all values, trimmed ones
+included: 0 is perfect, 1 as bad as giving zeros. Values are drawn, not trained: weights (W, with
+as many bits as the column says) from a normal distribution; activations (A) as a ReLU leaves them,
+half of them zero and the others the positive half of a normal distribution.
+
+    OMP_NUM_THREADS=1 python benchmarks/clustering_error.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from itertools import product
+from typing import get_args
+
+import numpy as np
+
+from qnet import Histogram, LevelSet, activation_levels, cluster, weight_levels
+from qnet.clustering import Scale, Thresholds
+
+BITS = (1, 2, 3, 4)
+GAMMA_WEIGHTS, GAMMA_ACTIVATIONS = 0.0, 0.0027  # as in params.yaml
+
+
+def main() -> None:
+    """Draw the values, cluster them by every rule, print the table."""
+    parser = argparse.ArgumentParser(
+        description="Print the relative squared quantization error of each clustering rule."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the values drawn (default: 0)")
+    parser.add_argument(
+        "--count", type=_positive, default=1_000_000, help="of each kind (default: 1000000)"
+    )
+    arguments = parser.parse_args()
+
+    generator = np.random.default_rng(arguments.seed)
+    weights = generator.standard_normal(arguments.count, dtype=np.float32)
+    activations = np.abs(generator.standard_normal(arguments.count, dtype=np.float32))
+    activations[: arguments.count // 2] = 0
+
+    names = [f"{kind} {bits}" for kind in "WA" for bits in BITS]
+    print(f"| thresholds | scale | {' | '.join(names)} |")
+    print("|---|---|" + "--:|" * len(names))
+    samples = [*_samples(weights, activations)]
+    for thresholds, scale in product(get_args(Thresholds), get_args(Scale)):
+        errors = []
+        for values, histogram, levels, gamma in samples:
+            found = cluster(histogram, levels, gamma=gamma, thresholds=thresholds, scale=scale)
+            errors.append(relative_error(values, levels, found.thresholds, found.alpha, found.beta))
+        print(f"| {thresholds} | {scale} | {' | '.join(f'{e:#.3g}' for e in errors)} |")
+
+
+def relative_error(
+    x: np.ndarray, levels: LevelSet, thresholds: tuple[float, ...], alpha: float, beta: float
+) -> float:
+    """Σ (x − α·level(βx))² / Σ x², where the level's index counts the thresholds below βx."""
+    x = x.astype(np.float64)
+    level = np.array(levels.values)[np.searchsorted(thresholds, beta * x)]
+    return float(((x - alpha * level) ** 2).sum() / (x**2).sum())
+
+
+def _samples(
+    weights: np.ndarray, activations: np.ndarray
+) -> Iterator[tuple[np.ndarray, Histogram, LevelSet, float]]:
+    """Values, their histogram, a level set and γ, for each column of the table."""
+    for values, level_set, gamma in (
+        (weights, weight_levels, GAMMA_WEIGHTS),
+        (activations, activation_levels, GAMMA_ACTIVATIONS),
+    ):
+        histogram = Histogram()
+        histogram.update(values)
+        for bits in BITS:
+            levels = level_set(bits)
+            assert levels is not None
+            yield values, histogram, levels, gamma
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+if __name__ == "__main__":
+    main()
