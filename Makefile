@@ -15,7 +15,7 @@ test: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest
+	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
 
 install: $(INSTALLED)
 

@@ -87,7 +87,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{path} has an incomplete description ({reason}); make it anew") from None
-    _check(path, architecture, model, tensors)
+    if differences := misfit(model.state_dict(), tensors):
+        raise UserError(f"{path} does not fit {architecture}: {differences}")
     model.load_state_dict(tensors)
     return Checkpoint(model.to(device).eval(), architecture, dataset)
 
@@ -139,9 +140,8 @@ def _description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return dict(description)
 
 
-def _check(path: Path, architecture: str, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Refuse tensors that do not fit the model, saying which."""
-    expected = model.state_dict()
+def misfit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """Up to three names or shapes in which `tensors` differ from `expected`; "" if they fit."""
     differences = [f"{name} is missing" for name in expected if name not in tensors]
     differences += [f"{name} is unknown" for name in tensors if name not in expected]
     differences += [
@@ -149,6 +149,5 @@ def _check(path: Path, architecture: str, model: nn.Module, tensors: dict[str, T
         for name, tensor in expected.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
-    if differences:
-        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-        raise UserError(f"{path} does not fit {architecture}: {', '.join(differences[:3])}{more}")
+    more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+    return ", ".join(differences[:3]) + more

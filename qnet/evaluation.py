@@ -20,9 +20,10 @@ class Scores:
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Count one batch: `logits` [B, classes], `labels` [B], mean `loss` of the batch []."""
+        exact = torch.float32 if logits.device.type == "mps" else torch.float64  # all it has
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         top1, top5 = best[:, 0].sum(), best.sum()
-        batch = torch.stack([loss.detach().double() * len(labels), top1.double(), top5.double()])
+        batch = torch.stack([loss.detach().to(exact) * len(labels), top1.to(exact), top5.to(exact)])
         self.sums = batch if self.sums is None else self.sums + batch
         self.count += len(labels)
 

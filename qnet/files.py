@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from qnet.errors import UserError
@@ -31,7 +32,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             f"{path} could not be written ({reason}); free space, or mend the rights, and run again"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or no such folder
+            part.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

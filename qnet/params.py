@@ -28,6 +28,7 @@ from qnet.params_types import (
     PositiveOrExact,
     PositiveOrNone,
     PositiveOrZero,
+    Pretrained,
     Seed,
     Share,
     ShareAboveZero,
@@ -65,9 +66,10 @@ class AugmentParams(Section):
 
 
 class ModelParams(Section):
-    """Which network, and which of its layers are quantized."""
+    """Which network, where its weights start, and which of its layers are quantized."""
 
     name: Text
+    pretrained: Pretrained
     keep: Patterns
     quantize: Patterns
 

@@ -81,6 +81,14 @@ Device = Annotated[
         description="auto, cpu, mps, cuda, or cuda: and a number, such as cuda:1",
     ),
 ]
+Pretrained = Annotated[
+    str,
+    Field(
+        pattern=r"^(none|torchvision|[^\x00-\x1f\x7f]+\.(safetensors|pth|pt|th))$",
+        description="none, torchvision, or a file (.safetensors, .pth, .pt or .th)",
+    ),
+    BeforeValidator(_null_is_none),
+]
 Patterns = Annotated[
     tuple[Text, ...], Field(description="a list of layer names, such as [first, last]")
 ]

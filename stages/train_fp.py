@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from qnet.checkpoint import Checkpoint
 from qnet.data import load_info
 from qnet.models import build_model
+from qnet.models.pretrained import load_pretrained
 from qnet.params import Params
 from qnet.runtime import seed_for, start
 from stages.common import FP, PREPARED, run
@@ -14,15 +17,19 @@ from stages.training import train_stage
 
 
 def main(params: Params) -> None:
-    """Train the network named by `model` from random weights, as `fp` says."""
+    """Train the network that `model` names as `fp` says, from random or pretrained weights."""
     runtime = start(params.runtime)
     info = load_info(PREPARED)
     torch.manual_seed(seed_for(params.seed, "weights"))
     model = build_model(
         params.model.name, classes=len(info.classes), channels=info.channels, size=info.size
     )
+    pretrained = params.model.pretrained
+    for note in load_pretrained(model, pretrained, name=params.model.name):
+        print(f"train_fp: {note}")
+    inputs = [] if pretrained in ("none", "torchvision") else [Path(pretrained)]
     checkpoint = Checkpoint(model.to(runtime.device), params.model.name, info)
-    train_stage("train_fp", "fp", params, checkpoint, runtime, FP)
+    train_stage("train_fp", "fp", params, checkpoint, runtime, FP, inputs=inputs)
 
 
 if __name__ == "__main__":

@@ -63,17 +63,7 @@ def load_image_folder(
         size = min(common.most_common(1)[0][0])
     if channels is None:
         channels = 1 if all(head.gray for head in heads[: len(train.paths)]) else 3
-    other = sum(head.sides != (size, size) for head in heads)
-    if other:
-        notes.append(
-            f"{other} of {len(paths)} images are not {size}×{size}: scaled to it, and "
-            "cropped at the centre where not square"
-        )
-    passed = [*train.passed, *test.passed]
-    if passed:
-        notes.append(
-            f"{len(passed)} files are not images and were passed over, such as {passed[0]}"
-        )
+    notes += _notes(heads, size, [*train.passed, *test.passed])
 
     images = torch.from_numpy(_read_all(paths, size, channels, progress))
     count = len(train.paths)
@@ -85,6 +75,41 @@ def load_image_folder(
         flip=True,
         notes=notes,
     )
+
+
+def load_class_folders(
+    folder: Path,
+    classes: Sequence[str],
+    size: int,
+    channels: int,
+    progress: Progress | None = None,
+) -> tuple[Split, list[str]]:
+    """Read the images in `folder/<class>/*`; labels are indices into `classes`.
+
+    Returns:
+        The images, and what was done to them that their owner may want to know, one line each.
+
+    Raises:
+        UserError: if the class folders are not those of `classes`, a class has no images, or an
+            image cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder: give one that holds <class>/ with images")
+    found = _class_names(folder)
+    lacking = [name for name in classes if name not in found]
+    others = [name for name in found if name not in classes]
+    if lacking or others:
+        differences = [f"lacks {_some(lacking)}"] if lacking else []
+        differences += [f"has {_some(others)} besides"] if others else []
+        raise UserError(
+            f"{folder}: {' and '.join(differences)}: it must hold one folder for each of the "
+            f"{len(classes)} classes, with its name"
+        )
+    files, names = _tree(folder)
+    notes = _notes(_survey(files.paths), size, files.passed)
+    images = torch.from_numpy(_read_all(files.paths, size, channels, progress))
+    positions = torch.tensor([classes.index(name) for name in names])
+    return Split(images, positions[files.labels]), notes
 
 
 @dataclass(frozen=True)
@@ -117,9 +142,7 @@ def _halves(root: Path) -> tuple[Path, Path, list[str]]:
 
 def _tree(folder: Path) -> tuple[_Files, list[str]]:
     """The image files below a folder of class folders, and the names of the classes."""
-    classes = sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
+    classes = _class_names(folder)
     if not classes:
         raise UserError(f"{folder}: has no class folders: data.root must hold {_LAYOUT}")
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -138,13 +161,18 @@ def _tree(folder: Path) -> tuple[_Files, list[str]]:
         images = [path for path in visible if path.suffix.lower() in known]
         if not images:
             raise UserError(
-                f"{folder / name}: holds no images: put some there, or remove the class "
-                "from train and test"
+                f"{folder / name}: holds no images: put some there, or do without the class"
             )
         files.paths.extend(images)
         files.labels.extend([label] * len(images))
         files.passed.extend(path for path in visible if path.suffix.lower() not in known)
     return files, classes
+
+
+def _class_names(folder: Path) -> list[str]:
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
 
 
 def _survey(paths: Sequence[Path]) -> list[_Head]:
@@ -161,6 +189,26 @@ def _survey(paths: Sequence[Path]) -> list[_Head]:
 
     for_each(len(paths), work)
     return heads
+
+
+def _notes(heads: Sequence[_Head], size: int, passed: Sequence[Path]) -> list[str]:
+    notes = []
+    other = sum(head.sides != (size, size) for head in heads)
+    if other:
+        notes.append(
+            f"{other} of {len(heads)} images are not {size}×{size}: scaled to it, and "
+            "cropped at the centre where not square"
+        )
+    if passed:
+        notes.append(
+            f"{len(passed)} files are not images and were passed over, such as {passed[0]}"
+        )
+    return notes
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _read_all(

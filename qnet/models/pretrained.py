@@ -1,0 +1,187 @@
+"""Weights to start from: torchvision's, or those in a file. All of them are loaded or none.
+
+Files are read without unpickling anything but tensors: safetensors, or state dicts of `torch.save`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from qnet.checkpoint import misfit
+from qnet.errors import UserError
+from qnet.models.resnet import STAGES
+
+State = dict[str, Tensor]
+
+TORCHVISION_ALIKE = (*(f"resnet{depth}" for depth in STAGES), "alexnet")
+"""Models of this package whose layers are named and shaped as torchvision's."""
+_TORCH_SUFFIXES = (".pth", ".pt", ".th")
+
+
+def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
+    """Load weights into `model`, in place: all that fit it, or on an error none.
+
+    Weights for another number of classes fit but for the last layer, which then stays as it is.
+    The prefix of `nn.DataParallel` is passed over, and the classifier of a CIFAR ResNet may be
+    called `linear` or `fc`.
+
+    Args:
+        model: a network as `qnet.models.build_model` makes it, not quantized.
+        source: `none`, `torchvision`, or a file: safetensors (a checkpoint of
+            `qnet.save_checkpoint` is one), or a .pth, .pt or .th of `torch.save` with a state dict,
+            alone or under `state_dict` or `model`.
+        name: of the model, as in `model.name`.
+
+    Returns:
+        What was done, one line each: whose weights these are, which layer starts anew.
+
+    Raises:
+        UserError: the file is missing, damaged, or does not fit; there is no network to download
+            from; torchvision has no weights for such a model.
+    """
+    if source == "none":
+        return []
+    if source == "torchvision":
+        origin, state = _from_torchvision(name)
+    else:
+        origin, state = source, _from_file(Path(source))
+    if any("_quantizer." in key for key in state):
+        raise UserError(
+            f"model.pretrained: {origin} is a quantized network; give one of full precision, such "
+            "as checkpoints/fp.safetensors"
+        )
+    expected = model.state_dict()
+    state = _renamed(state, expected)
+    notes = [f"starts with the weights of {origin}"]
+    if head := _other_head(model, state, expected):
+        theirs, ours = (len(tensors[f"{head}.weight"]) for tensors in (state, expected))
+        notes.append(f"{head} starts anew: {origin} has {theirs} classes, the data {ours}")
+        state |= _below(head, expected)
+    # Missing before PyTorch 0.4.1, and used only by batch norm without a momentum.
+    state = {k: v for k, v in expected.items() if k.endswith(".num_batches_tracked")} | state
+    if differences := misfit(expected, state):
+        raise UserError(
+            f"model.pretrained: {origin} does not fit {name}: {differences}; nothing was loaded, "
+            "set model.name and data.channels to those it was made with, or another file"
+        )
+    model.load_state_dict(state)
+    return notes
+
+
+def _from_torchvision(name: str) -> tuple[str, State]:
+    """The name and the tensors of torchvision's best weights for a model."""
+    if name not in TORCHVISION_ALIKE and not name.startswith("torchvision/"):
+        raise UserError(
+            f"model.pretrained is torchvision, and it has no weights for {name}, only for "
+            f"{', '.join(TORCHVISION_ALIKE)} and torchvision/<name>; set it to none or a file"
+        )
+    import torchvision  # takes a second, and only this needs it
+
+    weights = torchvision.models.get_model_weights(name.removeprefix("torchvision/")).DEFAULT
+    try:
+        state = weights.get_state_dict(
+            progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
+        )
+    except Exception as error:  # of the network, of the disk, or of a damaged file
+        raise UserError(
+            f"model.pretrained: {weights} could not be downloaded ({_one_line(error)}); run it "
+            f"again with a network, or put {weights.url} into {torch.hub.get_dir()}/checkpoints"
+        ) from error
+    return f"{weights} of torchvision", {
+        # DenseNet's are from before names of modules could not have dots.
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): tensor
+        for key, tensor in state.items()
+        if not key.startswith(("aux1.", "aux2.", "AuxLogits."))  # which `build_model` leaves out
+    }
+
+
+def _from_file(path: Path) -> State:
+    """The tensors in a file."""
+    if not path.exists():
+        raise UserError(
+            f"model.pretrained: {path} does not exist; give a file that does, torchvision or none"
+        )
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"model.pretrained: {path} is not a whole safetensors file ({_one_line(error)}); "
+                "get it again"
+            ) from error
+    if path.suffix in _TORCH_SUFFIXES:
+        return _state_dict(path, _load(path))
+    raise UserError(
+        f"model.pretrained: {path} must end in .safetensors, {', '.join(_TORCH_SUFFIXES)}; "
+        "rename it to what it is"
+    )
+
+
+def _load(path: Path) -> Any:
+    """What `torch.save` wrote, if nothing in it needs code to be run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises a dozen kinds
+        other = re.search(r"Unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and other:
+            raise UserError(
+                f"model.pretrained: {path} holds more than tensors ({other[1]}), which is not "
+                "unpickled; where it was made, save model.state_dict() alone"
+            ) from error
+        raise UserError(
+            f"model.pretrained: {path} is not a whole file of torch.save; get it again"
+        ) from error
+
+
+def _state_dict(path: Path, content: Any) -> State:
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
+        raise UserError(
+            f"model.pretrained: {path} holds no state dict, neither alone nor under state_dict or "
+            "model; save model.state_dict()"
+        )
+    return dict(content)
+
+
+def _renamed(state: State, expected: State) -> State:
+    """`state` with the names that the model uses."""
+    prefix = "module."
+    if all(key.startswith(prefix) for key in state) and not _below("module", expected):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    if "linear.weight" in expected and not _below("linear", state):
+        state = {re.sub(r"^fc\.", "linear.", key): tensor for key, tensor in state.items()}
+    return state
+
+
+def _other_head(model: nn.Module, state: State, expected: State) -> str:
+    """Name of the last layer, if it differs from that in `state` in its number of outputs only."""
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for name in layers[-1:]:
+        key = f"{name}.weight"
+        if key in state:
+            theirs, ours = state[key].shape, expected[key].shape
+            return name if theirs[1:] == ours[1:] and theirs != ours else ""
+    return ""
+
+
+def _below(name: str, state: State) -> State:
+    return {key: tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

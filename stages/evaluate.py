@@ -1,0 +1,181 @@
+"""What a checkpoint gets right and what it takes for what: `python -m stages.evaluate --help`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qnet.checkpoint import load_checkpoint
+from qnet.data import Batches, DatasetInfo, Split, load_info, load_split
+from qnet.data.folder import load_class_folders
+from qnet.data.prepared import SPLITS
+from qnet.errors import UserError
+from qnet.evaluation import Scores
+from qnet.params import Params
+from qnet.runtime import start
+from stages.common import PREPARED, run, write_json
+from stages.data import EVALUATION_BATCH
+from stages.logs import bar, counter
+
+LARGEST_MATRIX = 20  # classes; beyond, a line of the matrix is wider than a screen
+CONFUSIONS = 10
+
+
+def main(params: Params) -> None:
+    """Score a checkpoint in float32 on images that the command line names, and print the table."""
+    arguments = _arguments()
+    device = start(params.runtime).device
+    checkpoint = load_checkpoint(arguments.checkpoint, device)
+    info = checkpoint.dataset
+    if arguments.folder is not None:
+        split, source = _folder(arguments.folder, info), str(arguments.folder)
+    else:
+        name = arguments.split or "test"
+        split, source = _prepared(name, info), f"{PREPARED}, {name}"
+    batches = Batches(split, info, batch_size=EVALUATION_BATCH, device=device)
+    scores, predicted = _score(checkpoint.model, batches, -(-len(split) // EVALUATION_BATCH))
+    confusion = confusion_matrix(split.labels, predicted, len(info.classes))
+    print(f"{arguments.checkpoint}: {checkpoint.architecture}, {len(info.classes)} classes")
+    print(f"{source}: {len(split)} images")
+    _print_scores(scores)
+    _print_classes(info.classes, confusion)
+    _print_confusion(info.classes, confusion)
+    if arguments.json is not None:
+        content = {
+            "checkpoint": str(arguments.checkpoint),
+            "architecture": checkpoint.architecture,
+            "data": source,
+            "images": len(split),
+            **scores,
+            "classes": {
+                name: {"images": count, "top1": top1}
+                for name, count, top1 in _per_class(info.classes, confusion)
+            },
+            "confusion": confusion.tolist(),  # a row for each true class
+        }
+        write_json(arguments.json, content)
+
+
+def confusion_matrix(actual: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """How many images of each class were taken for each: int64 [actual, predicted]."""
+    return torch.bincount(actual * classes + predicted, minlength=classes**2).view(classes, -1)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python -m stages.evaluate --help")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m stages.evaluate",
+        description="Score a checkpoint: loss, top-1, top-5, each class, and the confusions.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="such as checkpoints/fp.safetensors")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--split", choices=SPLITS, help="of data/prepared; default: test")
+    data.add_argument(
+        "--folder", type=Path, metavar="DIR", help="images in DIR/<class>/* instead of a split"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all of it there")
+    return parser.parse_args()
+
+
+def _prepared(split: str, info: DatasetInfo) -> Split:
+    """A split of the prepared data, if it is of the kind that the network was trained on."""
+    there = load_info(PREPARED)
+    for what in ("classes", "size", "channels"):
+        if getattr(there, what) != getattr(info, what):
+            raise UserError(
+                f"{PREPARED} is {there.name} ({_described(there)}), and the network takes "
+                f"{info.name} ({_described(info)}): they differ in {what}; set data to what it was "
+                "trained on and run `dvc repro prepare`, or use --folder"
+            )
+    return load_split(PREPARED, split)
+
+
+def _described(info: DatasetInfo) -> str:
+    return f"{len(info.classes)} classes, {info.size} pixels, channels: {info.channels}"
+
+
+def _folder(folder: Path, info: DatasetInfo) -> Split:
+    split, notes = load_class_folders(
+        folder, info.classes, info.size, info.channels, counter("read")
+    )
+    for note in notes:
+        print(f"evaluate: {note}")
+    return split
+
+
+@torch.no_grad()
+def _score(model: nn.Module, batches: Batches, count: int) -> tuple[dict[str, float], Tensor]:
+    """Loss, top-1 and top-5 on all images, and the class that each is taken for, int64 [N]."""
+    scores, predicted = Scores(), []
+    for images, labels in bar(batches.ordered(), count, "evaluate"):
+        logits = model(images).float()
+        scores.add(logits, labels, F.cross_entropy(logits, labels))
+        predicted.append(logits.argmax(dim=1))
+    return scores.read(), torch.cat(predicted).cpu()
+
+
+def _per_class(classes: tuple[str, ...], confusion: Tensor) -> list[tuple[str, int, float | None]]:
+    """Name, number of images and top-1 in percent of each class; None for no images."""
+    counts, right = confusion.sum(dim=1).tolist(), confusion.diagonal().tolist()
+    return [
+        (name, count, 100 * hits / count if count else None)
+        for name, count, hits in zip(classes, counts, right, strict=True)
+    ]
+
+
+def _print_scores(scores: dict[str, float]) -> None:
+    print(f"\nloss   {scores['loss']:8.4f}")
+    print(f"top-1  {scores['top1']:8.2f} %")
+    print(f"top-5  {scores['top5']:8.2f} %")
+
+
+def _print_classes(classes: tuple[str, ...], confusion: Tensor) -> None:
+    labels = _labels(classes)
+    print(f"\n{'class':{len(labels[0])}}   images  top-1 %")
+    for label, (_, count, top1) in zip(labels, _per_class(classes, confusion), strict=True):
+        print(f"{label}  {count:7,}  {'-' if top1 is None else f'{top1:.2f}':>7}")
+
+
+def _print_confusion(classes: tuple[str, ...], confusion: Tensor) -> None:
+    labels = _labels(classes)
+    if len(classes) > LARGEST_MATRIX:
+        _print_most_frequent(labels, confusion)
+        return
+    width = max(len(str(int(confusion.max()))), len(str(len(classes) - 1))) + 2
+    print("\nconfusion: a row for each true class, a column for each predicted one")
+    print(" " * len(labels[0]) + "".join(f"{number:{width}}" for number in range(len(classes))))
+    for label, row in zip(labels, confusion.tolist(), strict=True):
+        print(label + "".join(f"{count:{width}}" for count in row))
+
+
+def _print_most_frequent(labels: list[str], confusion: Tensor) -> None:
+    wrong = confusion.clone().fill_diagonal_(0).flatten()
+    order = wrong.argsort(descending=True, stable=True)[:CONFUSIONS].tolist()
+    pairs = [divmod(index, len(labels)) for index in order if wrong[index] > 0]
+    print(f"\nthe most frequent of {int(wrong.count_nonzero())} confusions")
+    width = len(labels[0])
+    print(f"{'true class':{width}}  {'taken for':{width}}   images  % of class")
+    for actual, predicted in pairs:
+        count = int(confusion[actual, predicted])
+        share = 100 * count / int(confusion[actual].sum())
+        print(f"{labels[actual]}  {labels[predicted]}  {count:7,}  {share:10.2f}")
+
+
+def _labels(classes: tuple[str, ...]) -> list[str]:
+    """Number and name of each class, all of one width."""
+    digits, width = len(str(len(classes) - 1)), max(len(name) for name in classes)
+    width = max(width, len("true class") - digits - 1)
+    return [f"{number:{digits}} {name:{width}}" for number, name in enumerate(classes)]
+
+
+if __name__ == "__main__":
+    run(main)
