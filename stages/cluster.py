@@ -14,7 +14,14 @@ from qnet.layers import activation_sites, quantizable_layers
 from qnet.levels import activation_levels, weight_levels
 from qnet.params import Params
 from qnet.runtime import Runtime, start
-from stages.common import CLUSTERS, FP, METRICS, run, write_json
+from stages.common import (
+    ACTIVATION_CLUSTERS,
+    FP,
+    METRICS,
+    WEIGHT_CLUSTERS,
+    run,
+    write_json,
+)
 from stages.data import sample_images
 from stages.pictures import coarse, draw_clusters
 
@@ -29,7 +36,8 @@ def main(params: Params) -> None:
         "weights": _weights(params, checkpoint),
         "activations": _activations(params, checkpoint, runtime),
     }
-    write_text(CLUSTERS, json.dumps(content))
+    write_text(WEIGHT_CLUSTERS, json.dumps(content["weights"]))
+    write_text(ACTIVATION_CLUSTERS, json.dumps(content["activations"]))
     write_json(METRICS / "cluster" / "metrics.json", _figures(content))
     draw_clusters(METRICS / "cluster" / "pictures", content["weights"])
 

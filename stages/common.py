@@ -15,7 +15,8 @@ from qnet.params import Params, load_params
 PREPARED = Path("data/prepared")
 CHECKPOINTS = Path("checkpoints")
 FP = CHECKPOINTS / "fp.safetensors"
-CLUSTERS = CHECKPOINTS / "clusters.json"
+WEIGHT_CLUSTERS = CHECKPOINTS / "weight_clusters.json"
+ACTIVATION_CLUSTERS = CHECKPOINTS / "activation_clusters.json"
 WEIGHTS = CHECKPOINTS / "weights.safetensors"
 ACTIVATIONS = CHECKPOINTS / "activations.safetensors"
 METRICS = Path("metrics")

@@ -6,7 +6,7 @@ from qnet.checkpoint import load_checkpoint
 from qnet.layers import insert_quantizers
 from qnet.params import Params
 from qnet.runtime import start
-from stages.common import ACTIVATIONS, CLUSTERS, FP, METRICS, WEIGHTS, read_json, run
+from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, read_json, run
 from stages.pictures import draw_clusters
 from stages.quantizers import quantizer_from
 from stages.training import train_stage
@@ -19,7 +19,7 @@ def main(params: Params) -> None:
     bits = str(params.activations.bits)
     clusters = {
         site: {"histogram": entry["histogram"], "clusters": entry["clusters"][bits]}
-        for site, entry in read_json(CLUSTERS)["activations"].items()
+        for site, entry in read_json(ACTIVATION_CLUSTERS).items()
         if bits != "full"
     }
     found = {
@@ -34,7 +34,7 @@ def main(params: Params) -> None:
         checkpoint,
         runtime,
         ACTIVATIONS,
-        inputs=[FP, CLUSTERS, WEIGHTS],
+        inputs=[FP, ACTIVATION_CLUSTERS, WEIGHTS],
         teacher=load_checkpoint(FP, runtime.device).model,
         annealed=list(found.values()),
         epochs=bool(found),

@@ -6,7 +6,7 @@ from qnet.checkpoint import load_checkpoint
 from qnet.layers import insert_quantizers
 from qnet.params import Params
 from qnet.runtime import start
-from stages.common import CLUSTERS, FP, WEIGHTS, read_json, run
+from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, read_json, run
 from stages.quantizers import quantizer_from
 from stages.training import train_stage
 
@@ -15,7 +15,7 @@ def main(params: Params) -> None:
     """Quantize the weights at `weights.levels` and train; `full` passes the network on."""
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(FP, runtime.device)
-    clusters = read_json(CLUSTERS)["weights"]
+    clusters = read_json(WEIGHT_CLUSTERS)
     found = {
         layer: quantizer_from(entry["clusters"], params.weights)
         for layer, entry in clusters.items()
@@ -28,7 +28,7 @@ def main(params: Params) -> None:
         checkpoint,
         runtime,
         WEIGHTS,
-        inputs=[FP, CLUSTERS],
+        inputs=[FP, WEIGHT_CLUSTERS],
         teacher=load_checkpoint(FP, runtime.device).model,
         annealed=list(found.values()),
         epochs=bool(found),

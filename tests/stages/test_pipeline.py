@@ -36,7 +36,7 @@ def results(folder: Path, stage: str) -> dict[str, bytes]:
 
 
 def test_every_stage_leaves_what_dvc_yaml_names(finished):
-    for name in ("fp.safetensors", "clusters.json", "weights.safetensors"):
+    for name in ("fp.safetensors", "weight_clusters.json", "activation_clusters.json"):
         assert (finished / "checkpoints" / name).stat().st_size > 0
     for stage in OUTPUT:
         metrics = json.loads((finished / "metrics" / stage / "metrics.json").read_text())
@@ -175,7 +175,8 @@ def test_a_mistake_is_one_line_and_status_2(changes, message, workspace):
         ("data/prepared/dataset.json", "train_fp"),
         ("data/prepared/train_images.npy", "train_fp"),
         ("checkpoints/fp.safetensors", "cluster"),
-        ("checkpoints/clusters.json", "train_weights"),
+        ("checkpoints/weight_clusters.json", "train_weights"),
+        ("checkpoints/activation_clusters.json", "train_activations"),
         ("checkpoints/weights.safetensors", "train_activations"),
         ("metrics/train_fp/metrics.json", "report"),
     ],
