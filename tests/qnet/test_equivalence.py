@@ -8,158 +8,70 @@ into a network, and `Trainer.fit` with its schedules, its clipping and its scori
 
 Where the two differ on purpose, and what is done about it here:
 
-- Clipping at norm 5 is in both, and never acts: the original clips dL/dQ and what does not belong
-  to a weight's quantizer, the library the gradients of everything that is trained.
-- The original clamps the argument of σ to ±10, which the library does not. The oracle leaves the
-  clamp out; a test of its own puts it in and shows how much it matters at these temperatures.
-- The original decays every parameter but the alpha and beta of weights, the library only matrices
-  and kernels; the oracle decays those.
+- Clipping at norm 5 is in both and never acts, which the oracle asserts: the original clips dL/dQ,
+  the library the gradients of all that is trained, the alpha and beta of weights included.
+- The original clamps the argument of σ to ±10; the library only where σ has rounded to 0 or 1. The
+  oracle leaves the clamp out, and a test of its own shows what it does at these temperatures.
+- The original decays all but the alpha and beta of weights; the library, and so the oracle, only
+  matrices and kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qnet.layers import insert_quantizers
 from qnet.levels import LevelSet
+from qnet.params import TemperatureParams
 from qnet.quantizer import Quantizer
 from qnet.runtime import Runtime
 from qnet.training import Trainer, TrainingData
-from tests.tiny import network
 
-EPOCHS, STEPS = 10, 20  # of each epoch
-HOTTER, LR, MOMENTUM, DECAY, CLIP = 5.0, 0.05, 0.9, 1e-4, 5.0
-NORMS = []
-LAYERS = ("3", "6")  # neither first nor last
-RELUS = ("2", "5", "8")
+EPOCHS, STEPS, BATCH = 10, 20, 8  # steps of an epoch, images of a batch
+HOTTER = 4.0  # T rises by this much from epoch to epoch
+LR, MOMENTUM, DECAY, CLIP = 1e-3, 0.9, 1e-4, 5.0  # as in the paper; at 0.05 the dynamics are chaotic
+NORMS, RELUS, QUANTIZED = ("1", "4"), ("2", "5", "7"), ("3", "6")
 
 
-# --- The formulas, one level at a time ----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Stairs:
-    """Levels, thresholds that no arithmetic progression gives, and the clamp of σ's argument."""
-
-    values: Sequence[int]
-    thresholds: Sequence[float]
-    clamp: float = float("inf")
-
-    def sigmoids(self, u: Tensor, temperature: float) -> Iterator[tuple[int, Tensor]]:
-        """Each s_i with its σ_i = σ(T (u - b_i))."""
-        for i, threshold in enumerate(self.thresholds):
-            z = (temperature * (u - threshold)).clamp(-self.clamp, self.clamp)
-            yield self.values[i + 1] - self.values[i], 1 / (1 + torch.exp(-z))
-
-    def soft(self, u: Tensor, temperature: float) -> Tensor:
-        """Σ s_i σ_i - o"""
-        return sum(s * sigma for s, sigma in self.sigmoids(u, temperature)) + self.values[0]
-
-    def hard(self, u: Tensor) -> Tensor:
-        """Σ s_i [u > b_i] - o"""
-        total = torch.full_like(u, self.values[0])
-        for i, threshold in enumerate(self.thresholds):
-            total[u > threshold] = self.values[i + 1]
-        return total
-
-    def window(self, u: Tensor, temperature: float) -> Tensor:
-        """T Σ s_i σ_i (1 - σ_i)"""
-        return temperature * sum(
-            s * sigma * (1 - sigma) for s, sigma in self.sigmoids(u, temperature)
-        )
-
-
-BINARY = Stairs((-1, 1), (0.07,))
-TERNARY = Stairs((-1, 0, 1), (-0.45, 0.52))
-SHIFTS = Stairs((-4, -2, -1, 0, 1, 2, 4), (-2.8, -1.6, -0.5, 0.45, 1.4, 3.1))
-TWO_BITS = Stairs((0, 1, 2, 3), (0.45, 1.6, 2.4))
-
-
-class SoftActivation(torch.autograd.Function):
-    """alpha (Σ s_i σ(T (beta x - b_i)) - o) with its gradients written by hand."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: Tensor, beta: Tensor, site: TextbookReLU) -> Tensor:
-        ctx.site, ctx.temperature = site, site.temperature
-        ctx.save_for_backward(x, alpha, beta)
-        return alpha * site.stairs.soft(beta * x, site.temperature)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, alpha, beta = ctx.saved_tensors
-        stairs, temperature = ctx.site.stairs, ctx.temperature
-        window = stairs.window(beta * x, ctx.site.backward_temperature or temperature)
-        grad_alpha = (grad * stairs.soft(beta * x, temperature)).sum()
-        return grad * alpha * beta * window, grad_alpha, (grad * alpha * x * window).sum(), None
-
-
-class TextbookReLU(nn.Module):
-    """ReLU, then the soft function; one alpha and beta for each site."""
-
-    temperature: float
-
-    def __init__(self, stairs: Stairs, start: float, backward_temperature: float | None) -> None:
-        super().__init__()
-        self.stairs, self.backward_temperature = stairs, backward_temperature
-        self.alpha = nn.Parameter(torch.tensor(1 / start, dtype=torch.float64))
-        self.beta = nn.Parameter(torch.tensor(start, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return SoftActivation.apply(x.relu(), self.alpha, self.beta, self)
-
-
-# --- The cases ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is quantized, and how it is trained.
-
-    `frozen` is the original's last phase: hard weights whose window still follows the temperature,
-    their alpha and beta and the affine parameters of batch norm as they are.
-    """
-
-    weights: Stairs | None = None
-    activations: Stairs | None = None
-    backward_temperature: float | None = None  # of activations; None: T
-    frozen: bool = False
-
-
-CASES = {
-    "1/32": Case(BINARY),
-    "2/32": Case(TERNARY),
-    "3pm4/32": Case(SHIFTS),
-    "32/2": Case(activations=TWO_BITS),
-    "32/2 as coded": Case(activations=TWO_BITS, backward_temperature=1.0),
-    "1/2": Case(BINARY, TWO_BITS, backward_temperature=1.0, frozen=True),
-}
-
-
-@dataclass
-class Trajectory:
-    """What a run went through and where it ended."""
-
-    logits: Tensor  # [EPOCHS · STEPS, 16, 3]
-    losses: Tensor  # [EPOCHS · STEPS]
-    state: dict[str, Tensor]  # the network's parameters and buffers, and each alpha and beta
+def network(dtype: torch.dtype) -> nn.Sequential:
+    """No batch norm after the second quantized layer: before one, alpha has no gradient."""
+    torch.manual_seed(SEED)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d((4, 1)),
+        nn.Flatten(),
+        nn.Linear(32, 3),
+    ).to(dtype)
+SEED = 0
 
 
 class FixedBatches:
     """The same batches in the same order in every epoch; a bright band tells the class."""
 
     def __init__(self, dtype: torch.dtype) -> None:
+        count = BATCH * STEPS
+        labels = torch.arange(count) % 3
         generator = torch.Generator().manual_seed(1)
-        labels = torch.arange(16 * STEPS) % 3
-        images = torch.randn(16 * STEPS, 1, 8, 8, generator=generator, dtype=torch.float64)
+        images = torch.randn(count, 1, 8, 8, generator=generator, dtype=torch.float64)
         for label in range(3):
             images[labels == label, :, 2 * label + 1] += 1.0
-        self.batches = list(zip(images.to(dtype).split(16), labels.split(16), strict=True))
+        batches = zip(images.to(dtype).split(BATCH), labels.split(BATCH), strict=True)
+        self.batches = list(batches)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -171,40 +83,134 @@ class FixedBatches:
         return iter(self.batches[:1])
 
 
-def plain_network(dtype: torch.dtype) -> nn.Sequential:
-    torch.manual_seed(0)
-    model = network(3, 1, 8).to(dtype)
-    assert isinstance(model, nn.Sequential)
-    model[7] = nn.Identity()  # before a batch norm no alpha has a gradient
-    model[9] = nn.AdaptiveAvgPool2d((4, 1))  # the maximum of equal levels is a matter of rounding
-    return model
+# --- The formulas, one level at a time ----------------------------------------------------------
 
 
-def start_of(weight: Tensor, stairs: Stairs) -> float:
-    """beta = 5p / 4q; alpha is its inverse."""
-    return 5 * stairs.values[-1] / (4 * weight.abs().max().item())
+@dataclass(frozen=True)
+class Staircase:
+    """Levels, thresholds at no even distance, and the clamp of σ's argument."""
+
+    values: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    clamp: float = float("inf")
+
+    def parts(self, u: Tensor, temperature: float) -> Iterator[tuple[int, Tensor]]:
+        """Each s_i with its σ_i = σ(T (u - b_i))."""
+        for i, threshold in enumerate(self.thresholds):
+            z = (temperature * (u - threshold)).clamp(-self.clamp, self.clamp)
+            yield self.values[i + 1] - self.values[i], 1 / (1 + torch.exp(-z))
+
+    def soft(self, u: Tensor, temperature: float) -> Tensor:
+        """Σ s_i σ_i - o, where -o is the lowest level."""
+        total = torch.full_like(u, self.values[0])
+        for step, sigma in self.parts(u, temperature):
+            total = total + step * sigma
+        return total
+
+    def hard(self, u: Tensor) -> Tensor:
+        """Σ s_i [u > b_i] - o"""
+        total = torch.full_like(u, self.values[0])
+        for i, threshold in enumerate(self.thresholds):
+            total[u > threshold] = self.values[i + 1]
+        return total
+
+    def window(self, u: Tensor, temperature: float) -> Tensor:
+        """T Σ s_i σ_i (1 - σ_i)"""
+        total = torch.zeros_like(u)
+        for step, sigma in self.parts(u, temperature):
+            total = total + step * sigma * (1 - sigma)
+        return temperature * total
+
+
+BINARY = Staircase((-1, 1), (0.07,))
+TERNARY = Staircase((-1, 0, 1), (-0.45, 0.52))
+SHIFTS = Staircase((-4, -2, -1, 0, 1, 2, 4), (-2.8, -1.6, -0.5, 0.45, 1.4, 3.1))
+TWO_BITS = Staircase((0, 1, 2, 3), (0.45, 1.6, 2.4))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is quantized, and how it is trained.
+
+    `fixed_weights` is the original's last phase: hard weights that still learn through the soft
+    function's gradient, while their alpha and beta, and batch norm's affine parameters, are frozen.
+    """
+
+    weights: Staircase | None = None
+    activations: Staircase | None = None
+    backward_temperature: float | None = None  # of activations; None: T
+    hard_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a run went through and where it ended."""
+
+    losses: Tensor  # [EPOCHS · STEPS]
+    state: dict[str, Tensor]  # all of the network, and alpha and beta by the library's names
+
+
+def start_of_beta(weight: Tensor, staircase: Staircase) -> float:
+    """5p / 4q; alpha starts at its inverse."""
+    return 5 * staircase.values[-1] / (4 * weight.abs().max().item())
+
+
+START_OF_ACTIVATION_BETA = 1.2
 
 
 # --- The original -------------------------------------------------------------------------------
 
 
+class SoftActivation(torch.autograd.Function):
+    """alpha (Σ s_i σ(T (beta x - b_i)) - o) with its gradients written by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, beta: Tensor, site: TextbookReLU) -> Tensor:
+        ctx.site = site
+        ctx.save_for_backward(x, alpha, beta)
+        return alpha * site.staircase.soft(beta * x, site.temperature)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, alpha, beta = ctx.saved_tensors
+        staircase, temperature = ctx.site.staircase, ctx.site.temperature
+        window = staircase.window(beta * x, ctx.site.backward_temperature or temperature)
+        grad_alpha = (grad * staircase.soft(beta * x, temperature)).sum()
+        return grad * alpha * beta * window, grad_alpha, (grad * alpha * x * window).sum(), None
+
+
+class TextbookReLU(nn.Module):
+    """ReLU, then the soft function."""
+
+    temperature: float
+
+    def __init__(self, staircase: Staircase, backward_temperature: float | None) -> None:
+        super().__init__()
+        self.staircase, self.backward_temperature = staircase, backward_temperature
+        beta = torch.tensor(START_OF_ACTIVATION_BETA, dtype=torch.float64)
+        self.alpha, self.beta = nn.Parameter(1 / beta), nn.Parameter(beta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return SoftActivation.apply(x.relu(), self.alpha, self.beta, self)
+
+
+@lru_cache
 def original(case: Case, dtype: torch.dtype) -> Trajectory:
-    model = plain_network(dtype)
-    modules = dict(model.named_modules())
-    sites: dict[str, TextbookReLU] = {}
+    model = network(dtype)
+    sites = {}
     if case.activations is not None:
         for name in RELUS:
-            site = TextbookReLU(case.activations, 1.2, case.backward_temperature).to(dtype)
-            model[int(name)] = sites[name] = site
-    stairs = case.weights
-    weights = {n: modules[n].weight for n in LAYERS} if stairs is not None else {}
-    alphas, betas = {}, {}
-    for name, w in weights.items():
-        betas[name] = torch.tensor(start_of(w, stairs), dtype=dtype, requires_grad=True)
-        alphas[name] = (1 / betas[name]).detach().requires_grad_()
-    if case.frozen:
-        for name in ("1", "4"):
-            modules[name].requires_grad_(False)
+            sites[name] = TextbookReLU(case.activations, case.backward_temperature).to(dtype)
+            model[int(name)] = sites[name]
+    weights, alphas, betas = {}, {}, {}
+    if case.weights is not None:
+        for name in QUANTIZED:
+            weights[name] = w = model[int(name)].weight
+            betas[name] = torch.tensor(start_of_beta(w, case.weights), dtype=dtype)
+            alphas[name] = 1 / betas[name]
+    if case.hard_weights:
+        for name in NORMS:
+            model[int(name)].requires_grad_(False)
 
     own = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -212,115 +218,106 @@ def original(case: Case, dtype: torch.dtype) -> Trajectory:
         {"params": [p for p in own if p.ndim <= 1]},
     ]
     optimizers = [torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM)]
-    if weights and not case.frozen:
-        optimizers += [
-            torch.optim.SGD(scales.values(), lr=LR, momentum=MOMENTUM) for scales in (alphas, betas)
-        ]
+    if weights and not case.hard_weights:
+        for scales in (alphas, betas):
+            optimizers.append(torch.optim.SGD(scales.values(), lr=LR, momentum=MOMENTUM))
 
-    logits, losses = [], []
-    model.train()
+    losses = []
     for epoch in range(EPOCHS):
         T = HOTTER * (epoch + 1)
         for site in sites.values():
             site.temperature = T
         for images, labels in FixedBatches(dtype).batches:
-            saved = {name: w.detach().clone() for name, w in weights.items()}
+            saved = {name: w.data.clone() for name, w in weights.items()}
             for name, w in weights.items():
-                alpha, beta = alphas[name].detach(), betas[name].detach()
-                u = beta * saved[name]
-                w.data = alpha * (stairs.hard(u) if case.frozen else stairs.soft(u, T))
+                u = betas[name] * saved[name]
+                level = case.weights.hard(u) if case.hard_weights else case.weights.soft(u, T)
+                w.data.copy_(alphas[name] * level)
 
-            output = model(images)
-            loss = F.cross_entropy(output, labels)
-            for optimizer in optimizers:
-                optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)
+            losses.append(loss.detach())
+            optimizers[0].zero_grad()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            NORMS.append(norm.item())
+            assert nn.utils.clip_grad_norm_(model.parameters(), CLIP) < CLIP, "clipping acts"
 
             for name, w in weights.items():
-                w.data = saved[name]
-                alpha, beta = alphas[name].detach(), betas[name].detach()
-                u, dl_dq = beta * w.data, w.grad
-                window = stairs.window(u, T)
+                w.data.copy_(saved[name])
+                alpha, beta, dl_dq = alphas[name], betas[name], w.grad
+                u = beta * saved[name]
+                window = case.weights.window(u, T)
                 w.grad = dl_dq * alpha * beta * window
-                alphas[name].grad = (dl_dq * stairs.soft(u, T)).sum()
-                betas[name].grad = (dl_dq * alpha * w.data * window).sum()
+                alpha.grad = (dl_dq * case.weights.soft(u, T)).sum()
+                beta.grad = (dl_dq * alpha * saved[name] * window).sum()
             for optimizer in optimizers:
                 optimizer.step()
-            logits.append(output.detach())
-            losses.append(loss.detach())
 
     state = {k: v for k, v in model.state_dict().items() if k.split(".")[0] not in sites}
     for name in weights:
-        state[f"{name}.weight_quantizer.alpha"] = alphas[name].detach()
-        state[f"{name}.weight_quantizer.beta"] = betas[name].detach()
+        state[f"{name}.weight_quantizer.alpha"] = alphas[name]
+        state[f"{name}.weight_quantizer.beta"] = betas[name]
     for name, site in sites.items():
         state[f"{name}.output_quantizer.alpha"] = site.alpha.detach()
         state[f"{name}.output_quantizer.beta"] = site.beta.detach()
-    return Trajectory(torch.stack(logits), torch.stack(losses), state)
+    return Trajectory(torch.stack(losses), state)
 
 
 # --- The library --------------------------------------------------------------------------------
 
 
-def quantizer(stairs: Stairs, start: float, dtype: torch.dtype, **options: Any) -> Quantizer:
-    """Its first temperature is wrong: the schedule has to set it."""
-    beta = torch.tensor(start, dtype=dtype)
-    thresholds = torch.tensor(stairs.thresholds, dtype=dtype)
-    levels = LevelSet("of the test", tuple(stairs.values))
+def quantizer(staircase: Staircase, beta: float, dtype: torch.dtype, **options: Any) -> Quantizer:
+    """Starts at a temperature that is not the schedule's, which has to set it."""
+    scale = torch.tensor(beta, dtype=dtype)
     return Quantizer(
-        levels, thresholds=thresholds, alpha=1 / beta, beta=beta, temperature=77.0, **options
+        LevelSet("tested", staircase.values),
+        thresholds=torch.tensor(staircase.thresholds, dtype=dtype),
+        alpha=1 / scale,
+        beta=scale,
+        temperature=77.0,
+        **options,
     )
 
 
-def library(case: Case, dtype: torch.dtype, params: Any) -> Trajectory:
-    model = plain_network(dtype)
+def library(case: Case, dtype: torch.dtype, section: Any) -> Trajectory:
+    """`section` makes a section of params.yaml, with these values changed."""
+    model = network(dtype)
     weights, activations = {}, {}
     if case.weights is not None:
-        for name in LAYERS:
-            weight_start = start_of(model[int(name)].weight, case.weights)
+        for name in QUANTIZED:
+            beta = start_of_beta(model[int(name)].weight, case.weights)
+            mode = "hard" if case.hard_weights else "soft"
             weights[name] = quantizer(
-                case.weights,
-                weight_start,
-                dtype,
-                forward_mode="hard" if case.frozen else "soft",
-                backward_temperature=None,
-            )
-            if case.frozen:
-                weights[name].requires_grad_(False)
+                case.weights, beta, dtype, forward_mode=mode, backward_temperature=None
+            ).requires_grad_(not case.hard_weights)
     if case.activations is not None:
         for name in RELUS:
             activations[name] = quantizer(
                 case.activations,
-                1.2,
+                START_OF_ACTIVATION_BETA,
                 dtype,
                 forward_mode="soft",
                 backward_temperature=case.backward_temperature,
             )
     insert_quantizers(model, weights=weights, activations=activations)
 
-    logits: list[Tensor] = []
-    model.register_forward_hook(
-        lambda module, _, output: logits.append(output.detach()) if module.training else None
-    )
     batches = FixedBatches(dtype)
+    losses: list[Tensor] = []
+
+    def record(module: nn.Module, _: Any, logits: Tensor) -> None:
+        if module.training:
+            labels = batches.batches[len(losses) % STEPS][1]
+            losses.append(F.cross_entropy(logits.detach(), labels))
+
+    model.register_forward_hook(record)
+    params = section(
+        epochs=EPOCHS, optimizer="sgd", lr=LR, momentum=MOMENTUM, nesterov=False,
+        weight_decay=DECAY, schedule="constant", warmup_epochs=0, clip_norm=CLIP,
+        temperature=TemperatureParams(per_epoch=HOTTER, end="none", cap=2000.0),
+        scale_lr=1.0, distillation=0.0, label_smoothing=0.0, select_on="last",
+        freeze_bn_affine=case.hard_weights, freeze_bn_stats=False,
+    )  # fmt: skip
     trainer = Trainer(
-        model,
-        params(
-            epochs=EPOCHS, optimizer="sgd", lr=LR, momentum=MOMENTUM, nesterov=False,
-            weight_decay=DECAY, schedule="constant", warmup_epochs=0, clip_norm=CLIP,
-            scale_lr=1.0, distillation=0.0, label_smoothing=0.0, select_on="last",
-            freeze_bn_affine=case.frozen, freeze_bn_stats=False,
-        ),
-        TrainingData(batches, batches),
-        Runtime(torch.device("cpu"), mixed=False),
+        model, params, TrainingData(batches, batches), Runtime(torch.device("cpu"), mixed=False),
         phase="x", seed=0, annealed=[*weights.values(), *activations.values()],
     )  # fmt: skip
-    history = trainer.fit()
-
-    labels = [labels for _ in range(EPOCHS) for _, labels in batches.batches]
-    losses = torch.stack([F.cross_entropy(x, y) for x, y in zip(logits, labels, strict=True)])
-    reported = torch.tensor([row["train_loss"] for row in history.rows], dtype=dtype)
-    torch.testing.assert_close(reported, losses.view(EPOCHS, STEPS).mean(1))
-    return Trajectory(torch.stack(logits), losses, model.state_dict())
+    trainer.fit()
+    return Trajectory(torch.stack(losses), model.state_dict())
