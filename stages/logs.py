@@ -24,6 +24,7 @@ from stages.common import METRICS
 RUNS = Path("runs")
 NAMES = [
     "epoch",
+    "lr",
     *(f"{split}_{name}" for split in ("train", "validation") for name in ("loss", "top1", "top5")),
     "validation_soft_top1",
 ]

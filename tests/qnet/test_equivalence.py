@@ -1,4 +1,4 @@
-"""With the original's semantics chosen, two hundred steps of training follow the original algorithm.
+"""Told to train as the original does, the library follows it through two hundred steps.
 
 The oracle is the algorithm of Yang et al., "Quantization Networks", CVPR 2019, and of its published
 code, written from the formulas: save the weight, overwrite it by the quantized one, let autograd
@@ -35,15 +35,15 @@ from qnet.quantizer import Quantizer
 from qnet.runtime import Runtime
 from qnet.training import Trainer, TrainingData
 
-EPOCHS, STEPS, BATCH = 10, 20, 8  # steps of an epoch, images of a batch
-HOTTER = 4.0  # T rises by this much from epoch to epoch
-LR, MOMENTUM, DECAY, CLIP = 1e-3, 0.9, 1e-4, 5.0  # as in the paper; at 0.05 the dynamics are chaotic
+EPOCHS, STEPS, BATCH = 10, 20, 16  # steps of an epoch, images of a batch
+HOTTER = 5.0  # T rises by this much from epoch to epoch
+LR, MOMENTUM, DECAY, CLIP = 1e-3, 0.9, 1e-4, 5.0  # the paper's; a rate of 0.05 is chaotic here
 NORMS, RELUS, QUANTIZED = ("1", "4"), ("2", "5", "7"), ("3", "6")
 
 
 def network(dtype: torch.dtype) -> nn.Sequential:
     """No batch norm after the second quantized layer: before one, alpha has no gradient."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(4)
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(8),
@@ -57,7 +57,6 @@ def network(dtype: torch.dtype) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(32, 3),
     ).to(dtype)
-SEED = 0
 
 
 class FixedBatches:
@@ -69,7 +68,7 @@ class FixedBatches:
         generator = torch.Generator().manual_seed(1)
         images = torch.randn(count, 1, 8, 8, generator=generator, dtype=torch.float64)
         for label in range(3):
-            images[labels == label, :, 2 * label + 1] += 1.0
+            images[labels == label, :, 2 * label + 1] += 2.0
         batches = zip(images.to(dtype).split(BATCH), labels.split(BATCH), strict=True)
         self.batches = list(batches)
 
@@ -132,8 +131,8 @@ TWO_BITS = Staircase((0, 1, 2, 3), (0.45, 1.6, 2.4))
 class Case:
     """What is quantized, and how it is trained.
 
-    `fixed_weights` is the original's last phase: hard weights that still learn through the soft
-    function's gradient, while their alpha and beta, and batch norm's affine parameters, are frozen.
+    `hard_weights` is the original's last phase: the weights are hard and still learn through the
+    soft function's gradient; their alpha and beta, and what batch norm multiplies and adds, do not.
     """
 
     weights: Staircase | None = None
@@ -321,3 +320,58 @@ def library(case: Case, dtype: torch.dtype, section: Any) -> Trajectory:
     )  # fmt: skip
     trainer.fit()
     return Trajectory(torch.stack(losses), model.state_dict())
+
+
+# --- The two side by side -----------------------------------------------------------------------
+
+CASES = {
+    "1/32": Case(BINARY),
+    "2/32": Case(TERNARY),
+    "3pm4/32": Case(SHIFTS),
+    "32/2": Case(activations=TWO_BITS),
+    "1/2": Case(BINARY, TWO_BITS, backward_temperature=1.0, hard_weights=True),
+}
+
+
+def assert_same(actual: Trajectory, expected: Trajectory, losses: float, state: float) -> None:
+    """Within these distances, absolute and relative, whatever the type."""
+    torch.testing.assert_close(
+        actual.losses, expected.losses, rtol=losses, atol=losses, check_dtype=False
+    )
+    for name, tensor in expected.state.items():
+        torch.testing.assert_close(
+            actual.state[name], tensor, rtol=state, atol=state, check_dtype=False,
+            msg=lambda message, name=name: f"{name}: {message}",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_float64_the_library_is_the_original(name, weights_params, monkeypatch):
+    expected = original(CASES[name], torch.float64)
+    assert expected.losses[-STEPS:].mean() < expected.losses[:STEPS].mean() / 2  # it learns
+    # The trainer rounds the logits to float32, whatever the network's type: here it may not.
+    monkeypatch.setattr(Tensor, "float", lambda tensor: tensor)
+    actual = library(CASES[name], torch.float64, weights_params)
+    assert_same(actual, expected, losses=1e-9, state=1e-9)
+
+
+@pytest.mark.parametrize("name", ["1/32", "2/32", "3pm4/32", "32/2"])
+def test_in_float32_the_library_is_the_original_but_for_rounding(name, weights_params):
+    expected = original(CASES[name], torch.float64)
+    # The oracle in float32 is as far from itself in float64 as the library: for 32/2 at the end,
+    # where each step magnifies the last one's rounding, 6e-5 in the loss and 4e-4 in a weight.
+    actual = library(CASES[name], torch.float32, weights_params)
+    assert_same(actual, expected, losses=1e-3, state=1e-2)
+
+
+@pytest.mark.parametrize("name", ["2/32", "32/2"])
+def test_the_clamp_of_the_original_matters_little_here(name):
+    case = CASES[name]
+    clamped = replace(
+        case,
+        weights=case.weights and replace(case.weights, clamp=10.0),
+        activations=case.activations and replace(case.activations, clamp=10.0),
+    )
+    without, with_clamp = original(case, torch.float64), original(clamped, torch.float64)
+    difference = (without.losses - with_clamp.losses).abs().max()
+    assert 1e-6 < difference < 0.01

@@ -114,7 +114,7 @@ def test_full_passes_the_network_on(workspace):
     assert scores[2]["best_epoch"] == 0
     for stage in ("train_weights", "train_activations"):
         curves = (workspace / "metrics" / stage / "curves.csv").read_text()
-        assert curves.startswith("epoch,train_loss")
+        assert curves.startswith("epoch,lr,train_loss")
         assert curves.count("\n") == 1
     run("report", workspace, "--picture", str(workspace / "result.png"))
 
