@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.pipeline import kill_after, run, write_params
 
@@ -50,6 +51,20 @@ def test_every_stage_leaves_what_dvc_yaml_names(finished):
         assert confusion[0] == "actual,predicted"
         assert len(confusion) == 1 + 359
     assert not (finished / ".resume").exists()
+
+
+def test_tensorboard_has_curves_scales_and_weights(finished):
+    events = EventAccumulator(str(finished / "runs" / "train_activations"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "validation/top1", "validation/soft_top1", "lr", "temperature"} <= set(
+        tags["scalars"]
+    )
+    for scale in ("alpha", "beta"):
+        for place in ("weight_quantizer", "input_quantizer"):
+            assert f"{scale}/3.{place}" in tags["scalars"]
+    assert {"weights/3", "quantized_weights/3", "weights/0"} <= set(tags["histograms"])
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
 
 
 def test_quantizing_compresses(finished):
