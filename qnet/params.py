@@ -157,6 +157,8 @@ class ActivationsParams(QuantizedTrainingParams):
 
     bits: Bits
     sites: Literal["input", "relu"]
+    weights: Literal["frozen", "hard", "soft"]
+    weight_scales: Switch
 
 
 class ClusteringParams(Section):

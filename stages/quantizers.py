@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from qnet.clustering import Clusters
-from qnet.params import QuantizedTrainingParams
+from qnet.layers import quantized_weights
+from qnet.params import ActivationsParams, QuantizedTrainingParams
 from qnet.quantizer import Quantizer
 
 
@@ -17,3 +20,22 @@ def quantizer_from(clusters: dict[str, Any], params: QuantizedTrainingParams) ->
         forward_mode=params.forward,
         backward_temperature=None if exact else float(params.backward_temperature),
     )
+
+
+def treat_weights(model: nn.Module, params: ActivationsParams) -> list[Quantizer]:
+    """Have the quantized weights of `model` treated as `activations.weights` says.
+
+    Returns:
+        The quantizers of those that go on learning, whose temperature follows the schedule.
+    """
+    learning = []
+    for weight, quantizer in quantized_weights(model):
+        if params.weights == "frozen":
+            quantizer.forward_mode = "hard"
+            weight.requires_grad_(False)
+        else:
+            quantizer.forward_mode = params.weights
+            learning.append(quantizer)
+        if params.weights == "frozen" or not params.weight_scales:
+            quantizer.requires_grad_(False)
+    return learning

@@ -8,7 +8,7 @@ from qnet.params import Params
 from qnet.runtime import start
 from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, read_json, run
 from stages.pictures import draw_clusters
-from stages.quantizers import quantizer_from
+from stages.quantizers import quantizer_from, treat_weights
 from stages.training import train_stage
 
 
@@ -26,6 +26,7 @@ def main(params: Params) -> None:
         site: quantizer_from(entry["clusters"], params.activations)
         for site, entry in clusters.items()
     }
+    learning = treat_weights(checkpoint.model, params.activations)
     insert_quantizers(checkpoint.model, activations=found)
     train_stage(
         "train_activations",
@@ -36,7 +37,7 @@ def main(params: Params) -> None:
         ACTIVATIONS,
         inputs=[FP, ACTIVATION_CLUSTERS, WEIGHTS],
         teacher=load_checkpoint(FP, runtime.device).model,
-        annealed=list(found.values()),
+        annealed=[*found.values(), *learning],
         epochs=bool(found),
     )
     draw_clusters(METRICS / "train_activations" / "pictures", clusters)

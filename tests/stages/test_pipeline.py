@@ -5,8 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from qnet.checkpoint import load_model
+from qnet.quantizer import quantizers
 from tests.pipeline import kill_after, run, write_params
 
 STAGES = ("prepare", "train_fp", "cluster", "train_weights", "train_activations")
@@ -147,6 +150,26 @@ def test_relu_sites(workspace):
         run(stage, workspace)
     metrics = json.loads((workspace / "metrics" / "cluster" / "metrics.json").read_text())
     assert set(metrics["activations"]) == {"2", "5", "8"}
+
+
+@pytest.mark.parametrize("scales", [True, False])
+@pytest.mark.parametrize("weights", ["frozen", "hard", "soft"])
+def test_weights_while_activations_are_trained(weights, scales, workspace):
+    write_params(workspace, activations__weights=weights, activations__weight_scales=scales)
+    run("train_activations", workspace)
+    before = load_model(workspace / "checkpoints" / "weights.safetensors")
+    after = load_model(workspace / "checkpoints" / "activations.safetensors")
+    moved = {
+        name
+        for name, parameter in before.named_parameters()
+        if not torch.equal(parameter, after.get_parameter(name))
+    }
+    assert {"0.weight", "1.weight", "4.bias", "11.weight"} <= moved
+    assert ("3.weight" in moved) == ("6.weight" in moved) == (weights != "frozen")
+    for name in ("3.weight_quantizer.alpha", "6.weight_quantizer.beta"):
+        assert (name in moved) == (scales and weights != "frozen")
+    modes = [q.forward_mode for name, q in quantizers(after) if name.endswith("weight_quantizer")]
+    assert modes == 2 * ["soft" if weights == "soft" else "hard"]
 
 
 def test_selecting_on_test_is_said_in_the_metrics(workspace):
