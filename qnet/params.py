@@ -157,6 +157,7 @@ class ActivationsParams(QuantizedTrainingParams):
 
     bits: Bits
     sites: Literal["input", "relu"]
+    thresholds_from: Literal["fp", "weights"]
     weights: Literal["frozen", "hard", "soft"]
     weight_scales: Switch
 

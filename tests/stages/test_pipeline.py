@@ -172,6 +172,29 @@ def test_weights_while_activations_are_trained(weights, scales, workspace):
     assert modes == 2 * ["soft" if weights == "soft" else "hard"]
 
 
+def test_thresholds_from_the_network_with_quantized_weights(workspace):
+    changes = {"activations__bits": 3, "activations__epochs": 0, "activations__warmup_epochs": 0}
+    found = {}
+    for source in ("fp", "weights"):
+        write_params(workspace, activations__thresholds_from=source, **changes)
+        run("train_activations", workspace)
+        found[source] = load_model(workspace / "checkpoints" / "activations.safetensors")
+    fp, weights = (dict(quantizers(found[source])) for source in found)
+    assert fp.keys() == weights.keys()
+    assert fp["6.input_quantizer"].beta != weights["6.input_quantizer"].beta
+    assert fp["6.weight_quantizer"].beta == weights["6.weight_quantizer"].beta
+
+    # The same network as fp gives the same clusters.
+    shutil.copy(
+        workspace / "checkpoints" / "fp.safetensors", workspace / "checkpoints/weights.safetensors"
+    )
+    run("train_activations", workspace)
+    same = load_model(workspace / "checkpoints" / "activations.safetensors")
+    for name, quantizer in quantizers(same):
+        assert quantizer.beta == fp[name].beta
+        assert torch.equal(quantizer.thresholds, fp[name].thresholds)
+
+
 def test_selecting_on_test_is_said_in_the_metrics(workspace):
     write_params(workspace, fp__select_on="test")
     run("train_fp", workspace)
