@@ -168,6 +168,7 @@ class ClusteringParams(Section):
     gamma: Tail
     thresholds: Literal["uniform", "clustered", "centroids"]
     scale: Literal["least_squares", "max", "paper"]
+    shared: Switch
 
 
 class ClusterParams(Section):

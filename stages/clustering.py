@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import Any
 
 from qnet.calibration import activation_histograms
 from qnet.checkpoint import Checkpoint
-from qnet.clustering import cluster
+from qnet.clustering import Clusters, cluster, cluster_together
 from qnet.histogram import Histogram
 from qnet.layers import activation_sites, quantizable_layers
-from qnet.levels import activation_levels, weight_levels
-from qnet.params import Params
+from qnet.levels import LevelSet, activation_levels, weight_levels
+from qnet.params import ClusteringParams, Params
 from qnet.runtime import Runtime
 from stages.data import sample_images
 from stages.pictures import coarse
@@ -22,14 +23,15 @@ def weight_clusters(params: Params, checkpoint: Checkpoint) -> dict[str, Any]:
     levels = weight_levels(params.weights.levels)
     if levels is None:
         return {}
-    rule = params.cluster.weights.model_dump()
-    found = {}
+    histograms = {}
     for layer in quantizable_layers(checkpoint.model, params.model.keep, params.model.quantize):
-        histogram = Histogram(f"{layer}.weight")
-        histogram.update(checkpoint.model.get_parameter(f"{layer}.weight"))
-        clusters = cluster(histogram, levels, **rule, name=f"{layer}.weight")
-        found[layer] = {"histogram": coarse(histogram), "clusters": clusters.to_dict()}
-    return found
+        histograms[layer] = Histogram(f"{layer}.weight")
+        histograms[layer].update(checkpoint.model.get_parameter(f"{layer}.weight"))
+    clusters = _clusters(histograms, levels, params.cluster.weights)
+    return {
+        layer: {"histogram": coarse(histogram), "clusters": clusters[layer].to_dict()}
+        for layer, histogram in histograms.items()
+    }
 
 
 def activation_clusters(
@@ -41,13 +43,26 @@ def activation_clusters(
     )
     images = sample_images(params, checkpoint.dataset, runtime)
     histograms = activation_histograms(checkpoint.model, sites, (x for x, _ in images.ordered()))
-    rule = params.cluster.activations.model_dump()
-    found: dict[str, Any] = {}
-    for site, histogram in histograms.items():
-        found[site] = {"histogram": coarse(histogram), "clusters": {}}
-        for count in bits:
-            levels = activation_levels(count, signed=histogram.min < 0)
-            assert levels is not None
-            clusters = cluster(histogram, levels, **rule, name=f"activations of {site}")
+    found: dict[str, Any] = {
+        site: {"histogram": coarse(histogram), "clusters": {}}
+        for site, histogram in histograms.items()
+    }
+    for signed, count in product((False, True), bits):
+        levels = activation_levels(count, signed=signed)
+        assert levels is not None
+        alike = {site: seen for site, seen in histograms.items() if (seen.min < 0) == signed}
+        for site, clusters in _clusters(alike, levels, params.cluster.activations).items():
             found[site]["clusters"][str(count)] = clusters.to_dict()
     return found
+
+
+def _clusters(
+    histograms: Mapping[str, Histogram], levels: LevelSet, params: ClusteringParams
+) -> dict[str, Clusters]:
+    rule = params.model_dump(exclude={"shared"})
+    if params.shared:
+        return cluster_together(histograms, levels, **rule)
+    return {
+        name: cluster(histogram, levels, **rule, name=histogram.name)
+        for name, histogram in histograms.items()
+    }

@@ -195,6 +195,22 @@ def test_thresholds_from_the_network_with_quantized_weights(workspace):
         assert torch.equal(quantizer.thresholds, fp[name].thresholds)
 
 
+def test_shared_thresholds(workspace):
+    shared = {
+        f"cluster__{kind}__{name}": value
+        for kind in ("weights", "activations")
+        for name, value in {"thresholds": "clustered", "shared": True}.items()
+    }
+    write_params(workspace, weights__levels=3, **shared)
+    for stage in ("cluster", "train_weights", "train_activations"):
+        run(stage, workspace)
+    found = dict(quantizers(load_model(workspace / "checkpoints" / "activations.safetensors")))
+    for kind in ("weight", "input"):
+        first, second = (found[f"{layer}.{kind}_quantizer"] for layer in (3, 6))
+        assert torch.equal(first.thresholds, second.thresholds)
+        assert first.beta != second.beta
+
+
 def test_selecting_on_test_is_said_in_the_metrics(workspace):
     write_params(workspace, fp__select_on="test")
     run("train_fp", workspace)
