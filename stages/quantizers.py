@@ -26,16 +26,15 @@ def treat_weights(model: nn.Module, params: ActivationsParams) -> list[Quantizer
     """Have the quantized weights of `model` treated as `activations.weights` says.
 
     Returns:
-        The quantizers of those that go on learning, whose temperature follows the schedule.
+        The quantizers in whose training T has a part, so that it follows the schedule.
     """
-    learning = []
+    annealed = []
     for weight, quantizer in quantized_weights(model):
-        if params.weights == "frozen":
-            quantizer.forward_mode = "hard"
-            weight.requires_grad_(False)
-        else:
-            quantizer.forward_mode = params.weights
-            learning.append(quantizer)
-        if params.weights == "frozen" or not params.weight_scales:
-            quantizer.requires_grad_(False)
-    return learning
+        frozen = params.weights == "frozen"
+        quantizer.forward_mode = "soft" if params.weights == "soft" else "hard"
+        weight.requires_grad_(not frozen)
+        quantizer.requires_grad_(params.weight_scales and not frozen)
+        exact = quantizer.backward_temperature is None
+        if params.weights == "soft" or (exact and not frozen):
+            annealed.append(quantizer)
+    return annealed

@@ -24,7 +24,7 @@ def main(params: Params) -> None:
         site: quantizer_from(entry["clusters"], params.activations)
         for site, entry in clusters.items()
     }
-    learning = treat_weights(checkpoint.model, params.activations)
+    annealed = treat_weights(checkpoint.model, params.activations)
     insert_quantizers(checkpoint.model, activations=found)
     train_stage(
         "train_activations",
@@ -35,7 +35,7 @@ def main(params: Params) -> None:
         ACTIVATIONS,
         inputs=[FP, ACTIVATION_CLUSTERS, WEIGHTS],
         teacher=load_checkpoint(FP, runtime.device).model,
-        annealed=[*found.values(), *learning],
+        annealed=[*found.values(), *annealed],
         epochs=bool(found),
     )
     draw_clusters(METRICS / "train_activations" / "pictures", clusters)
