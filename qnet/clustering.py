@@ -25,6 +25,7 @@ Quantized Network for Object Detection* (FQN), CVPR 2019. With levels Y_1 < ... 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -36,10 +37,11 @@ from qnet.histogram import Histogram, condense
 from qnet.kmeans import kmeans
 from qnet.levels import LevelSet
 
-__all__ = ["Clusters", "Histogram", "cluster"]
+__all__ = ["Clusters", "Histogram", "cluster", "cluster_together"]
 
 Thresholds = Literal["uniform", "clustered", "centroids"]
 Scale = Literal["least_squares", "max", "paper"]
+Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _DEAD = 1e-30  # no larger values count as zeros: their beta would leave the range of float32
 _CENTRAL = 0.05  # the paper's thresholds on either side of level 0
@@ -118,15 +120,73 @@ def cluster(
         histogram.update(values)
     if histogram.count == 0:
         raise UserError(f"{name}: no values to cluster; give at least one")
+    return _fit(histogram, levels, gamma, scale, _rule(levels, thresholds))
 
+
+def cluster_together(
+    histograms: Mapping[str, Histogram],
+    levels: LevelSet,
+    *,
+    gamma: float = 0.0027,
+    thresholds: Thresholds = "uniform",
+    scale: Scale = "least_squares",
+) -> dict[str, Clusters]:
+    """As `cluster` of each histogram, but k-means sees the βx of all, each with its own β, at once.
+
+    So all have the same thresholds (an ablation of the paper); uniform ones are the same anyway. A
+    histogram of zeros only keeps uniform ones.
+
+    Args:
+        histograms: by name, which error messages begin with.
+        levels: see `cluster`, like the rest.
+        gamma: see `cluster`.
+        thresholds: see `cluster`.
+        scale: see `cluster`.
+
+    Raises:
+        UserError: see `cluster`.
+    """
+    for name, histogram in histograms.items():
+        _check(gamma, thresholds, scale, name)
+        if histogram.count == 0:
+            raise UserError(f"{name}: no values to cluster; give at least one")
+    rule = _rule(levels, thresholds)
+    scaled = []
+    for histogram in histograms.values():
+        x, weights, low, high = _trim(histogram, gamma)
+        if max(-low, high) > _DEAD:
+            scaled.append((_beta(max(-low, high), levels, scale) * x, weights))
+    if rule is not None and scaled:
+        y, place = np.unique(np.concatenate([y for y, _ in scaled]), return_inverse=True)
+        b = rule(y, np.bincount(place, np.concatenate([weights for _, weights in scaled])))
+        rule = lambda y, weights: b  # noqa: E731
+    return {
+        name: _fit(histogram, levels, gamma, scale, rule) for name, histogram in histograms.items()
+    }
+
+
+def _rule(levels: LevelSet, thresholds: Thresholds) -> Rule | None:
+    """How thresholds follow from βx and its weights; None: they do not, they are uniform."""
+    if thresholds == "uniform":
+        return None
+    return lambda y, weights: _clustered(y, weights, levels, thresholds)
+
+
+def _beta(q: float, levels: LevelSet, scale: Scale) -> float:
+    return 5 * levels.max_abs / (4 * q) if scale == "paper" else levels.max_abs / q
+
+
+def _fit(
+    histogram: Histogram, levels: LevelSet, gamma: float, scale: Scale, rule: Rule | None
+) -> Clusters:
     x, weights, low, high = _trim(histogram, gamma)
-    q, p = max(-low, high), levels.max_abs
+    q = max(-low, high)
     b, alpha, beta = _uniform(levels), 1.0, 1.0
     if q > _DEAD:
-        beta = 5 * p / (4 * q) if scale == "paper" else p / q
+        beta = _beta(q, levels, scale)
         alpha = 1 / beta
-        if thresholds != "uniform":
-            b = _clustered(beta * x, weights, levels, thresholds)
+        if rule is not None:
+            b = rule(beta * x, weights)
             if scale == "least_squares":
                 alpha = _fitted_alpha(x, weights, levels, b / beta) or alpha
         elif scale == "least_squares":

@@ -7,7 +7,7 @@ parameters, its hooks and all references to it remain. A full-precision state di
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -191,6 +191,15 @@ def insert_quantizers(
             _add_slots(module)
         setattr(module, slot, quantizer.to(device).train(module.training))
     return model
+
+
+def quantized_weights(model: nn.Module) -> Iterator[tuple[Tensor, Quantizer]]:
+    """Each quantized weight with its quantizer, in the order of `modules`."""
+    for module in model.modules():
+        if isinstance(module, (QuantizedConv2d, QuantizedLinear)):
+            quantizer = module.weight_quantizer
+            if isinstance(quantizer, Quantizer):
+                yield module.weight, quantizer
 
 
 def _slots(module: nn.Module) -> tuple[str, ...]:

@@ -157,6 +157,9 @@ class ActivationsParams(QuantizedTrainingParams):
 
     bits: Bits
     sites: Literal["input", "relu"]
+    thresholds_from: Literal["fp", "weights"]
+    weights: Literal["frozen", "hard", "soft"]
+    weight_scales: Switch
 
 
 class ClusteringParams(Section):
@@ -165,6 +168,7 @@ class ClusteringParams(Section):
     gamma: Tail
     thresholds: Literal["uniform", "clustered", "centroids"]
     scale: Literal["least_squares", "max", "paper"]
+    shared: Switch
 
 
 class ClusterParams(Section):

@@ -14,7 +14,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from qnet.layers import QuantizedConv2d, QuantizedLinear
+from qnet.layers import quantized_weights
 from qnet.quantizer import Quantizer, quantizers
 
 FLOAT_BYTES = 4
@@ -29,12 +29,9 @@ def model_bytes(model: nn.Module) -> int:
     """Bytes of `model`; its compression is `full_precision_bytes(model) / model_bytes(model)`."""
     bits: dict[int, int] = {}  # of a quantized weight, by its id
     of_weights: set[Quantizer] = set()
-    for module in model.modules():
-        if isinstance(module, (QuantizedConv2d, QuantizedLinear)):
-            quantizer = module.weight_quantizer
-            if isinstance(quantizer, Quantizer):
-                bits[id(module.weight)] = quantizer.level_set.bits
-                of_weights.add(quantizer)
+    for weight, quantizer in quantized_weights(model):
+        bits[id(weight)] = quantizer.level_set.bits
+        of_weights.add(quantizer)
 
     total = sum(
         (tensor.numel() * bits.get(id(tensor), 8 * FLOAT_BYTES) + 7) // 8

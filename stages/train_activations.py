@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from qnet.checkpoint import load_checkpoint
+from typing import Any
+
+from qnet.checkpoint import Checkpoint, load_checkpoint
 from qnet.layers import insert_quantizers
 from qnet.params import Params
-from qnet.runtime import start
+from qnet.runtime import Runtime, start
+from stages.clustering import activation_clusters
 from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, read_json, run
 from stages.pictures import draw_clusters
-from stages.quantizers import quantizer_from
+from stages.quantizers import quantizer_from, treat_weights
 from stages.training import train_stage
 
 
@@ -16,16 +19,12 @@ def main(params: Params) -> None:
     """Quantize the activations at `activations.bits` and train; `full` passes the network on."""
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(WEIGHTS, runtime.device)
-    bits = str(params.activations.bits)
-    clusters = {
-        site: {"histogram": entry["histogram"], "clusters": entry["clusters"][bits]}
-        for site, entry in read_json(ACTIVATION_CLUSTERS).items()
-        if bits != "full"
-    }
+    clusters = _clusters(params, checkpoint, runtime)
     found = {
         site: quantizer_from(entry["clusters"], params.activations)
         for site, entry in clusters.items()
     }
+    annealed = treat_weights(checkpoint.model, params.activations)
     insert_quantizers(checkpoint.model, activations=found)
     train_stage(
         "train_activations",
@@ -36,10 +35,25 @@ def main(params: Params) -> None:
         ACTIVATIONS,
         inputs=[FP, ACTIVATION_CLUSTERS, WEIGHTS],
         teacher=load_checkpoint(FP, runtime.device).model,
-        annealed=list(found.values()),
+        annealed=[*found.values(), *annealed],
         epochs=bool(found),
     )
     draw_clusters(METRICS / "train_activations" / "pictures", clusters)
+
+
+def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[str, Any]:
+    """By site: the histogram and the clusters from which activations are quantized."""
+    bits = params.activations.bits
+    if bits == "full":
+        return {}
+    if params.activations.thresholds_from == "weights":
+        found = activation_clusters(params, checkpoint, runtime, [bits])
+    else:
+        found = read_json(ACTIVATION_CLUSTERS)
+    return {
+        site: {"histogram": entry["histogram"], "clusters": entry["clusters"][str(bits)]}
+        for site, entry in found.items()
+    }
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose
 from sklearn.cluster import KMeans
 
-from qnet.clustering import Clusters, Histogram, Thresholds, cluster
+from qnet.clustering import Clusters, Histogram, Thresholds, cluster, cluster_together
 from qnet.errors import UserError
 from qnet.levels import LevelSet, activation_levels, weight_levels
 
@@ -302,3 +302,47 @@ def test_mistakes_are_named(values: list[float], change: dict[str, Any], message
     rule: dict[str, Any] = {"thresholds": "uniform", "scale": "max", "name": "conv1"} | change
     with pytest.raises(UserError, match=message):
         cluster(np.array(values), LevelSet("2", (-1, 0, 1)), **rule)
+
+
+def histogram_of(values: np.ndarray) -> Histogram:
+    histogram = Histogram()
+    histogram.update(values)
+    return histogram
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("thresholds", THRESHOLDS)
+def test_together_all_layers_have_the_thresholds_of_the_union(thresholds, scale):
+    layers = {"a": sample("normal"), "b": 0.01 * sample("laplace"), "dead": np.zeros(100)}
+    levels = weight_levels(3)
+    rule = {"gamma": 0.0, "thresholds": thresholds, "scale": scale}
+    found = cluster_together({n: histogram_of(x) for n, x in layers.items()}, levels, **rule)
+    alone = {name: cluster(x, levels, **rule) for name, x in layers.items()}
+
+    assert found["a"].thresholds == found["b"].thresholds
+    assert found["dead"] == alone["dead"]
+    for name in layers:
+        assert found[name].beta == alone[name].beta
+    if thresholds == "uniform":
+        assert found == alone
+    else:
+        assert found["a"].thresholds != alone["a"].thresholds
+        union = np.concatenate([found[name].beta * layers[name] for name in ("a", "b")])
+        expected = cluster(union, levels, gamma=0.0, thresholds=thresholds, scale="max")
+        outer = [0, 1, 4, 5]  # the central two may be the paper's ±0.05, whatever the scale
+        desired = np.array(expected.thresholds) / expected.beta
+        assert_allclose(np.array(found["a"].thresholds)[outer], desired[outer], rtol=0.02)
+
+
+def test_together_a_single_layer_is_as_alone():
+    for levels, thresholds in product(SETS, THRESHOLDS):
+        x = sample("relu")
+        (found,) = cluster_together({"a": histogram_of(x)}, levels, thresholds=thresholds).values()
+        assert found == cluster(x, levels, thresholds=thresholds)
+
+
+def test_together_messages_name_the_layer():
+    with pytest.raises(UserError, match=r"^b: no values"):
+        cluster_together(
+            {"a": histogram_of(sample("relu")), "b": Histogram()}, activation_levels(2)
+        )

@@ -5,9 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.pipeline import kill_after, run, write_params
+from qnet.checkpoint import load_model
+from qnet.layers import insert_quantizers
+from qnet.levels import LevelSet
+from qnet.params import load_params
+from qnet.quantizer import Quantizer, quantizers
+from stages.quantizers import treat_weights
+from tests.pipeline import ROOT, kill_after, run, write_params
+from tests.tiny import network
 
 STAGES = ("prepare", "train_fp", "cluster", "train_weights", "train_activations")
 OUTPUT = {"train_fp": "fp", "train_weights": "weights", "train_activations": "activations"}
@@ -147,6 +155,83 @@ def test_relu_sites(workspace):
         run(stage, workspace)
     metrics = json.loads((workspace / "metrics" / "cluster" / "metrics.json").read_text())
     assert set(metrics["activations"]) == {"2", "5", "8"}
+
+
+@pytest.mark.parametrize("scales", [True, False])
+@pytest.mark.parametrize("weights", ["frozen", "hard", "soft"])
+def test_weights_while_activations_are_trained(weights, scales, workspace):
+    write_params(workspace, activations__weights=weights, activations__weight_scales=scales)
+    run("train_activations", workspace)
+    before = load_model(workspace / "checkpoints" / "weights.safetensors")
+    after = load_model(workspace / "checkpoints" / "activations.safetensors")
+    moved = {
+        name
+        for name, parameter in before.named_parameters()
+        if not torch.equal(parameter, after.get_parameter(name))
+    }
+    assert {"0.weight", "1.weight", "4.bias", "11.weight"} <= moved
+    assert ("3.weight" in moved) == ("6.weight" in moved) == (weights != "frozen")
+    for name in ("3.weight_quantizer.alpha", "6.weight_quantizer.beta"):
+        assert (name in moved) == (scales and weights != "frozen")
+    modes = [q.forward_mode for name, q in quantizers(after) if name.endswith("weight_quantizer")]
+    assert modes == 2 * ["soft" if weights == "soft" else "hard"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "backward", "follows"),
+    [
+        ("frozen", None, False),
+        ("hard", 4.0, False),
+        ("hard", None, True),
+        ("soft", 4.0, True),
+    ],
+)
+def test_the_temperature_of_weights_while_activations_are_trained(weights, backward, follows):
+    model = network(10, 1, 8)
+    quantizer = Quantizer(LevelSet("1", (-1, 1)), backward_temperature=backward)
+    insert_quantizers(model, weights={"3": quantizer})
+    section = load_params(ROOT / "params.yaml").activations
+    annealed = treat_weights(model, section.model_copy(update={"weights": weights}))
+    assert annealed == ([quantizer] if follows else [])
+
+
+def test_thresholds_from_the_network_with_quantized_weights(workspace):
+    changes = {"activations__bits": 3, "activations__epochs": 0, "activations__warmup_epochs": 0}
+    found = {}
+    for source in ("fp", "weights"):
+        write_params(workspace, activations__thresholds_from=source, **changes)
+        run("train_activations", workspace)
+        found[source] = load_model(workspace / "checkpoints" / "activations.safetensors")
+    fp, weights = (dict(quantizers(found[source])) for source in found)
+    assert fp.keys() == weights.keys()
+    assert fp["6.input_quantizer"].beta != weights["6.input_quantizer"].beta
+    assert fp["6.weight_quantizer"].beta == weights["6.weight_quantizer"].beta
+
+    # The same network as fp gives the same clusters.
+    shutil.copy(
+        workspace / "checkpoints" / "fp.safetensors", workspace / "checkpoints/weights.safetensors"
+    )
+    run("train_activations", workspace)
+    same = load_model(workspace / "checkpoints" / "activations.safetensors")
+    for name, quantizer in quantizers(same):
+        assert quantizer.beta == fp[name].beta
+        assert torch.equal(quantizer.thresholds, fp[name].thresholds)
+
+
+def test_shared_thresholds(workspace):
+    shared = {
+        f"cluster__{kind}__{name}": value
+        for kind in ("weights", "activations")
+        for name, value in {"thresholds": "clustered", "shared": True}.items()
+    }
+    write_params(workspace, weights__levels=3, **shared)
+    for stage in ("cluster", "train_weights", "train_activations"):
+        run(stage, workspace)
+    found = dict(quantizers(load_model(workspace / "checkpoints" / "activations.safetensors")))
+    for kind in ("weight", "input"):
+        first, second = (found[f"{layer}.{kind}_quantizer"] for layer in (3, 6))
+        assert torch.equal(first.thresholds, second.thresholds)
+        assert first.beta != second.beta
 
 
 def test_selecting_on_test_is_said_in_the_metrics(workspace):

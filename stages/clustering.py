@@ -1,0 +1,68 @@
+"""Clusters of a checkpoint's weights and of its activations, as params.yaml wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import product
+from typing import Any
+
+from qnet.calibration import activation_histograms
+from qnet.checkpoint import Checkpoint
+from qnet.clustering import Clusters, cluster, cluster_together
+from qnet.histogram import Histogram
+from qnet.layers import activation_sites, quantizable_layers
+from qnet.levels import LevelSet, activation_levels, weight_levels
+from qnet.params import ClusteringParams, Params
+from qnet.runtime import Runtime
+from stages.data import sample_images
+from stages.pictures import coarse
+
+
+def weight_clusters(params: Params, checkpoint: Checkpoint) -> dict[str, Any]:
+    """By layer: the histogram of its weights and the clusters at `weights.levels`."""
+    levels = weight_levels(params.weights.levels)
+    if levels is None:
+        return {}
+    histograms = {}
+    for layer in quantizable_layers(checkpoint.model, params.model.keep, params.model.quantize):
+        histograms[layer] = Histogram(f"{layer}.weight")
+        histograms[layer].update(checkpoint.model.get_parameter(f"{layer}.weight"))
+    clusters = _clusters(histograms, levels, params.cluster.weights)
+    return {
+        layer: {"histogram": coarse(histogram), "clusters": clusters[layer].to_dict()}
+        for layer, histogram in histograms.items()
+    }
+
+
+def activation_clusters(
+    params: Params, checkpoint: Checkpoint, runtime: Runtime, bits: Iterable[int]
+) -> dict[str, Any]:
+    """By site: the histogram of its activations and the clusters at each number of `bits`."""
+    sites = activation_sites(
+        checkpoint.model, params.activations.sites, params.model.keep, params.model.quantize
+    )
+    images = sample_images(params, checkpoint.dataset, runtime)
+    histograms = activation_histograms(checkpoint.model, sites, (x for x, _ in images.ordered()))
+    found: dict[str, Any] = {
+        site: {"histogram": coarse(histogram), "clusters": {}}
+        for site, histogram in histograms.items()
+    }
+    for signed, count in product((False, True), bits):
+        levels = activation_levels(count, signed=signed)
+        assert levels is not None
+        alike = {site: seen for site, seen in histograms.items() if (seen.min < 0) == signed}
+        for site, clusters in _clusters(alike, levels, params.cluster.activations).items():
+            found[site]["clusters"][str(count)] = clusters.to_dict()
+    return found
+
+
+def _clusters(
+    histograms: Mapping[str, Histogram], levels: LevelSet, params: ClusteringParams
+) -> dict[str, Clusters]:
+    rule = params.model_dump(exclude={"shared"})
+    if params.shared:
+        return cluster_together(histograms, levels, **rule)
+    return {
+        name: cluster(histogram, levels, **rule, name=histogram.name)
+        for name, histogram in histograms.items()
+    }
