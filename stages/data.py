@@ -15,7 +15,6 @@ from qnet.runtime import Runtime, seed_for
 from qnet.training import TrainingData
 from stages.common import PREPARED
 
-EVALUATION_BATCH = 500
 SAMPLE_BATCH = 100
 
 
@@ -50,7 +49,12 @@ def evaluation_images(
     split: str, params: Params, info: DatasetInfo, runtime: Runtime
 ) -> BatchSource:
     """All images of a split, to be taken in order."""
-    return _open(split, params, info, runtime, EVALUATION_BATCH)
+    return _open(split, params, info, runtime, evaluation_batch(info))
+
+
+def evaluation_batch(info: DatasetInfo) -> int:
+    """Images that are scored at once: 500, or fewer where they have more than 128 × 128 pixels."""
+    return max(1, min(500, 500 * 128**2 // info.size**2))
 
 
 def sample_images(params: Params, info: DatasetInfo, runtime: Runtime) -> BatchSource:

@@ -19,7 +19,7 @@ from qnet.evaluation import Scores
 from qnet.params import Params
 from qnet.runtime import start
 from stages.common import PREPARED, run, write_json
-from stages.data import EVALUATION_BATCH, evaluation_images
+from stages.data import evaluation_batch, evaluation_images
 from stages.logs import bar, counter
 
 LARGEST_MATRIX = 20  # classes; beyond, a line of the matrix is wider than a screen
@@ -32,16 +32,17 @@ def main(params: Params) -> None:
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(arguments.checkpoint, runtime.device)
     info = checkpoint.dataset
+    batch_size = evaluation_batch(info)
     batches: BatchSource
     if arguments.folder is not None:
         split, source = _folder(arguments.folder, info), str(arguments.folder)
-        batches = Batches(split, info, batch_size=EVALUATION_BATCH, device=runtime.device)
+        batches = Batches(split, info, batch_size=batch_size, device=runtime.device)
         count = len(split)
     else:
         name = arguments.split or "test"
         count, source = _prepared(name, info), f"{PREPARED}, {name}"
         batches = evaluation_images(name, params, info, runtime)
-    scores, actual, predicted = _score(checkpoint.model, batches, -(-count // EVALUATION_BATCH))
+    scores, actual, predicted = _score(checkpoint.model, batches, -(-count // batch_size))
     confusion = confusion_matrix(actual, predicted, len(info.classes))
     print(f"{arguments.checkpoint}: {checkpoint.architecture}, {len(info.classes)} classes")
     print(f"{source}: {len(actual)} images")
