@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qnet.data import Batches
+from qnet.data import BatchSource
 from qnet.runtime import Runtime
 
 
@@ -36,7 +36,7 @@ class Scores:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches, runtime: Runtime) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: BatchSource, runtime: Runtime) -> dict[str, float]:
     """`loss`, `top1` and `top5` of `model` in eval mode on all of `batches`."""
     model.eval()
     scores = Scores()
@@ -48,7 +48,7 @@ def evaluate(model: nn.Module, batches: Batches, runtime: Runtime) -> dict[str, 
 
 
 @torch.no_grad()
-def predict(model: nn.Module, batches: Batches, runtime: Runtime) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, batches: BatchSource, runtime: Runtime) -> tuple[Tensor, Tensor]:
     """The true class of each image and the one that `model` in eval mode gives it.
 
     Returns:

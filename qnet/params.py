@@ -39,6 +39,7 @@ from qnet.params_types import (
     Tail,
     Text,
     Threads,
+    Workers,
 )
 
 
@@ -51,11 +52,14 @@ class Section(BaseModel):
 class DataParams(Section):
     """Which images, and how many of them are held out."""
 
-    name: Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder"]
+    name: Literal[
+        "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder", "imagenet"
+    ]
     root: Text
     size: Size
     channels: Channels
     validation: Part
+    bad_images: CountOrZero
 
 
 class AugmentParams(Section):
@@ -185,6 +189,7 @@ class RuntimeParams(Section):
     device: Device
     precision: Literal["auto", "float32", "bfloat16"]
     threads: Threads
+    workers: Workers
 
 
 class Params(Section):

@@ -68,6 +68,10 @@ Padding = Annotated[
     Annotated[int, Field(ge=0, le=1024)] | Literal["auto"],
     Field(description="a whole number from 0 to 1024, or auto"),
 ]
+Workers = Annotated[
+    Annotated[int, Field(ge=0, le=1024)] | Literal["auto"],
+    Field(description="a whole number from 0 to 1024, or auto"),
+]
 Threads = Annotated[
     Annotated[int, Field(ge=1, le=1024)] | Literal["auto"],
     Field(description="a whole number from 1 to 1024, or auto"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ class Runtime:
 
     device: torch.device
     mixed: bool  # bfloat16 for convolutions and linear layers, float32 for what sums up
+    workers: int = 0  # processes that decode pictures beside this one
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context for a forward pass in this runtime's precision."""
@@ -37,9 +39,10 @@ def start(params: RuntimeParams) -> Runtime:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_flush_denormal(True)  # gradients far from a threshold are tiny, and slow otherwise
     device = _device(params.device)
+    workers = _processors() if params.workers == "auto" else params.workers
     if params.precision == "auto":
-        return Runtime(device, mixed=_has_bfloat16(device))
-    return Runtime(device, mixed=params.precision == "bfloat16")
+        return Runtime(device, _has_bfloat16(device), workers)
+    return Runtime(device, params.precision == "bfloat16", workers)
 
 
 def seed_for(seed: int, *names: str | int) -> int:
@@ -64,6 +67,13 @@ def _device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("runtime.device is mps, and this machine has none; use auto or cpu")
     return device
+
+
+def _processors() -> int:
+    """Those that this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qnet.data import Batches
+from qnet.data import BatchSource
 from qnet.errors import UserError
 from qnet.evaluation import Scores, evaluate
 from qnet.optimizer import build_optimizer, set_learning_rate
@@ -39,9 +39,9 @@ class History:
 class TrainingData:
     """The images of a run; `test` is given only where epochs are selected on it."""
 
-    train: Batches
-    validation: Batches
-    test: Batches | None = None
+    train: BatchSource
+    validation: BatchSource
+    test: BatchSource | None = None
 
 
 class Trainer:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+import sys
 
-from qnet.data import Augment, Batches, DatasetInfo, Split, load_split
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from qnet.data import Augment, BatchSource, DatasetInfo, load_info, open_batches
 from qnet.errors import UserError
 from qnet.params import Params, TrainingParams
 from qnet.runtime import Runtime, seed_for
 from qnet.training import TrainingData
 from stages.common import PREPARED
 
-EVALUATION_BATCH = 500
 SAMPLE_BATCH = 100
 
 
@@ -29,30 +32,58 @@ def training_data(
         pad=info.size // 8 if pad == "auto" else pad,
         flip=info.flip if flip == "auto" else flip,
     )
-    images = load_split(PREPARED, "train")
-    if settings.batch_size > len(images):
+    count = load_info(PREPARED).counts["train"]
+    if settings.batch_size > count:
         raise UserError(
-            f"{section}.batch_size is {settings.batch_size}; it must be at most {len(images)}, the "
+            f"{section}.batch_size is {settings.batch_size}; it must be at most {count}, the "
             "number of training images"
         )
-    train = Batches(
-        images, info, batch_size=settings.batch_size, device=runtime.device, augment=augment
-    )
-    test = evaluation_images("test", info, runtime) if settings.select_on == "test" else None
-    return TrainingData(train, evaluation_images("validation", info, runtime), test)
+    train = _open("train", params, info, runtime, settings.batch_size, augment=augment)
+    validation = evaluation_images("validation", params, info, runtime)
+    if settings.select_on != "test":
+        return TrainingData(train, validation)
+    return TrainingData(train, validation, evaluation_images("test", params, info, runtime))
 
 
-def evaluation_images(split: str, info: DatasetInfo, runtime: Runtime) -> Batches:
+def evaluation_images(
+    split: str, params: Params, info: DatasetInfo, runtime: Runtime
+) -> BatchSource:
     """All images of a split, to be taken in order."""
-    return Batches(
-        load_split(PREPARED, split), info, batch_size=EVALUATION_BATCH, device=runtime.device
-    )
+    return _open(split, params, info, runtime, evaluation_batch(info))
 
 
-def sample_images(params: Params, info: DatasetInfo, runtime: Runtime) -> Batches:
+def evaluation_batch(info: DatasetInfo) -> int:
+    """Images that are scored at once: 500, or fewer where they have more than 128 × 128 pixels."""
+    return max(1, min(500, 500 * 128**2 // info.size**2))
+
+
+def sample_images(params: Params, info: DatasetInfo, runtime: Runtime) -> BatchSource:
     """`cluster.images` training images, drawn by the seed; all of them where there are fewer."""
-    split = load_split(PREPARED, "train")
+    count = load_info(PREPARED).counts["train"]
     generator = torch.Generator().manual_seed(seed_for(params.seed, "cluster"))
-    chosen = torch.randperm(len(split), generator=generator)[: params.cluster.images]
-    sample = Split(split.images[chosen], split.labels[chosen])
-    return Batches(sample, info, batch_size=SAMPLE_BATCH, device=runtime.device)
+    chosen = torch.randperm(count, generator=generator)[: params.cluster.images]
+    return _open("train", params, info, runtime, SAMPLE_BATCH, chosen=chosen)
+
+
+def _open(
+    split: str,
+    params: Params,
+    info: DatasetInfo,
+    runtime: Runtime,
+    batch_size: int,
+    *,
+    augment: Augment | None = None,
+    chosen: Tensor | None = None,
+) -> BatchSource:
+    return open_batches(
+        PREPARED,
+        split,
+        info,
+        batch_size=batch_size,
+        device=runtime.device,
+        augment=augment,
+        chosen=chosen,
+        workers=runtime.workers,
+        bad_images=params.data.bad_images,
+        warn=lambda line: tqdm.write(f"warning: {line}", file=sys.stderr),
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qnet.checkpoint import load_checkpoint
-from qnet.data import Batches, DatasetInfo, Split, load_info, load_split
+from qnet.data import Batches, BatchSource, DatasetInfo, Split, load_info
 from qnet.data.folder import load_class_folders
 from qnet.data.prepared import SPLITS
 from qnet.errors import UserError
@@ -19,7 +19,7 @@ from qnet.evaluation import Scores
 from qnet.params import Params
 from qnet.runtime import start
 from stages.common import PREPARED, run, write_json
-from stages.data import EVALUATION_BATCH
+from stages.data import evaluation_batch, evaluation_images
 from stages.logs import bar, counter
 
 LARGEST_MATRIX = 20  # classes; beyond, a line of the matrix is wider than a screen
@@ -29,19 +29,23 @@ CONFUSIONS = 10
 def main(params: Params) -> None:
     """Score a checkpoint in float32 on images that the command line names, and print the table."""
     arguments = _arguments()
-    device = start(params.runtime).device
-    checkpoint = load_checkpoint(arguments.checkpoint, device)
+    runtime = start(params.runtime)
+    checkpoint = load_checkpoint(arguments.checkpoint, runtime.device)
     info = checkpoint.dataset
+    batch_size = evaluation_batch(info)
+    batches: BatchSource
     if arguments.folder is not None:
         split, source = _folder(arguments.folder, info), str(arguments.folder)
+        batches = Batches(split, info, batch_size=batch_size, device=runtime.device)
+        count = len(split)
     else:
         name = arguments.split or "test"
-        split, source = _prepared(name, info), f"{PREPARED}, {name}"
-    batches = Batches(split, info, batch_size=EVALUATION_BATCH, device=device)
-    scores, predicted = _score(checkpoint.model, batches, -(-len(split) // EVALUATION_BATCH))
-    confusion = confusion_matrix(split.labels, predicted, len(info.classes))
+        count, source = _prepared(name, info), f"{PREPARED}, {name}"
+        batches = evaluation_images(name, params, info, runtime)
+    scores, actual, predicted = _score(checkpoint.model, batches, -(-count // batch_size))
+    confusion = confusion_matrix(actual, predicted, len(info.classes))
     print(f"{arguments.checkpoint}: {checkpoint.architecture}, {len(info.classes)} classes")
-    print(f"{source}: {len(split)} images")
+    print(f"{source}: {len(actual)} images")
     _print_scores(scores)
     _print_classes(info.classes, confusion)
     _print_confusion(info.classes, confusion)
@@ -50,7 +54,7 @@ def main(params: Params) -> None:
             "checkpoint": str(arguments.checkpoint),
             "architecture": checkpoint.architecture,
             "data": source,
-            "images": len(split),
+            "images": len(actual),
             **scores,
             "classes": {
                 name: {"images": count, "top1": top1}
@@ -86,8 +90,8 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _prepared(split: str, info: DatasetInfo) -> Split:
-    """A split of the prepared data, if it is of the kind that the network was trained on."""
+def _prepared(split: str, info: DatasetInfo) -> int:
+    """Images in a split of the prepared data, if it is of the kind the network was trained on."""
     there = load_info(PREPARED)
     for what in ("classes", "size", "channels"):
         if getattr(there, what) != getattr(info, what):
@@ -96,7 +100,7 @@ def _prepared(split: str, info: DatasetInfo) -> Split:
                 f"{info.name} ({_described(info)}): they differ in {what}; set data to what it was "
                 "trained on and run `dvc repro prepare`, or use --folder"
             )
-    return load_split(PREPARED, split)
+    return there.counts[split]
 
 
 def _described(info: DatasetInfo) -> str:
@@ -113,14 +117,17 @@ def _folder(folder: Path, info: DatasetInfo) -> Split:
 
 
 @torch.no_grad()
-def _score(model: nn.Module, batches: Batches, count: int) -> tuple[dict[str, float], Tensor]:
-    """Loss, top-1 and top-5 on all images, and the class that each is taken for, int64 [N]."""
-    scores, predicted = Scores(), []
+def _score(
+    model: nn.Module, batches: BatchSource, count: int
+) -> tuple[dict[str, float], Tensor, Tensor]:
+    """Loss, top-1 and top-5 on all images; the class of each and the one it is taken for."""
+    scores, actual, predicted = Scores(), [], []
     for images, labels in bar(batches.ordered(), count, "evaluate"):
         logits = model(images).float()
         scores.add(logits, labels, F.cross_entropy(logits, labels))
+        actual.append(labels)
         predicted.append(logits.argmax(dim=1))
-    return scores.read(), torch.cat(predicted).cpu()
+    return scores.read(), torch.cat(actual).cpu(), torch.cat(predicted).cpu()
 
 
 def _per_class(classes: tuple[str, ...], confusion: Tensor) -> list[tuple[str, int, float | None]]:

@@ -50,12 +50,16 @@ class Log:
     """Writes each epoch's figures where they are looked at; a context manager.
 
     The curves go to metrics/<stage>/curves.csv for `dvc plots`, and with alpha, beta and weight
-    histograms to runs/<stage> for TensorBoard.
+    histograms to runs/<stage> for TensorBoard. `waited` tells how many seconds of an epoch went by
+    waiting for images; wall-clock times are only printed.
     """
 
-    def __init__(self, stage: str, model: nn.Module) -> None:
+    def __init__(
+        self, stage: str, model: nn.Module, waited: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.stage = stage
         self.model = model
+        self.waited = waited
         self.writer: SummaryWriter | None = None
         self.started = time.monotonic()
 
@@ -90,10 +94,12 @@ class Log:
         soft = (
             f" (soft {row['validation_soft_top1']:5.2f} %)" if "validation_soft_top1" in row else ""
         )
+        waited = self.waited()
+        wait = f" (waited {waited:.1f} s for images)" if waited else ""
         line = (
             f"{self.stage} epoch {int(row['epoch']):3d}  lr {row['lr']:.4f}  "
             f"train loss {row['train_loss']:.3f} top-1 {row['train_top1']:5.2f} %  "
-            f"validation top-1 {row['validation_top1']:5.2f} %{soft}  {seconds:.1f} s{mark}"
+            f"validation top-1 {row['validation_top1']:5.2f} %{soft}  {seconds:.1f} s{wait}{mark}"
         )
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()

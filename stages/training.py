@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -58,30 +59,33 @@ def train_stage(
             checkpoint.model, settings, data, runtime,
             phase=section, seed=params.seed, teacher=teacher, annealed=annealed, progress=bar,
         )  # fmt: skip
-        with Log(stage, checkpoint.model) as log:
+        with Log(stage, checkpoint.model, lambda: data.train.waited) as log:
             history = trainer.fit(resume, log.epoch)
     write_curves(stage, history.rows)
-    _write_scores(stage, checkpoint, runtime, settings, history)
+    _write_scores(stage, section, params, checkpoint, runtime, history)
     save_checkpoint(out, checkpoint)
     resume.remove()
 
 
 def _write_scores(
     stage: str,
+    section: str,
+    params: Params,
     checkpoint: Checkpoint,
     runtime: Runtime,
-    settings: TrainingParams,
     history: History,
 ) -> None:
     """Score the final network in float32, as it is deployed; the test set's only use."""
-    exact = Runtime(runtime.device, mixed=False)
-    test = evaluation_images("test", checkpoint.dataset, exact)
+    settings: TrainingParams = getattr(params, section)
+    exact = replace(runtime, mixed=False)
+    test, validation = (
+        evaluation_images(split, params, checkpoint.dataset, exact)
+        for split in ("test", "validation")
+    )
     size = model_bytes(checkpoint.model)
     metrics = {
         "test": evaluate(checkpoint.model, test, exact),
-        "validation": evaluate(
-            checkpoint.model, evaluation_images("validation", checkpoint.dataset, exact), exact
-        ),
+        "validation": evaluate(checkpoint.model, validation, exact),
         "best_epoch": history.best_epoch,
         "selected_on": settings.select_on,
         "bytes": size,

@@ -1,12 +1,16 @@
 """Data sets: from files of any kind to batches on the device.
 
 `sources` reads a data set as published, `splits` holds out validation images, `prepared` writes and
-reads the result, `batches` trains from it.
+reads the result, `batches` trains from it. Where the images do not fit in memory, `imagenet` lists
+them, `manifest` writes and reads the listing, and `streamed` trains from it; `opening` chooses.
 """
 
 from __future__ import annotations
 
-from qnet.data.batches import Augment, Batches
+from qnet.data.batches import Augment, Batches, BatchSource
+from qnet.data.imagenet import prepare_imagenet
+from qnet.data.manifest import Listing, save_manifest
+from qnet.data.opening import open_batches
 from qnet.data.prepared import DatasetInfo, Split, load_info, load_split, save_prepared
 from qnet.data.raw import Raw
 from qnet.data.sources import load_source
@@ -14,13 +18,18 @@ from qnet.data.splits import prepare
 
 __all__ = [
     "Augment",
+    "BatchSource",
     "Batches",
     "DatasetInfo",
+    "Listing",
     "Raw",
     "Split",
     "load_info",
     "load_source",
     "load_split",
+    "open_batches",
     "prepare",
+    "prepare_imagenet",
+    "save_manifest",
     "save_prepared",
 ]

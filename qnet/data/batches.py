@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +33,43 @@ class Augment:
     flip: bool
 
 
+class BatchSource(Protocol):
+    """What trains and scores a network: `Batches`, or anything that gives batches as they do.
+
+    Attributes:
+        waited: seconds that the last pass over the images spent waiting for them.
+    """
+
+    waited: float
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch."""
+
+    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images once in random order, augmented, without the last batch if it is short."""
+
+    def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images once, in order, not augmented; the last batch may be short."""
+
+
+class Normalise:
+    """Bytes [B, H, W, C] on a device in, (x / 255 − mean) / std out, float32 [B, C, H, W].
+
+    The result is a view in the channels_last memory format.
+    """
+
+    def __init__(self, info: DatasetInfo, width: int, device: torch.device | str) -> None:
+        # One multiplication and addition. Repeated along the width: rows of W·C numbers are added
+        # at full speed, rows of C are not.
+        mean = torch.tensor(info.mean, dtype=torch.float64)
+        std = torch.tensor(info.std, dtype=torch.float64)
+        self._scale = (1 / (255 * std)).float().repeat(width, 1).to(device)  # [W, C]
+        self._shift = (-mean / std).float().repeat(width, 1).to(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self._shift, images.float(), self._scale).permute(0, 3, 1, 2)
+
+
 class Batches:
     """The images of a split on a device, in batches for training or in order for evaluation.
 
@@ -49,6 +87,8 @@ class Batches:
         UserError: if images to train on do not fill one batch.
     """
 
+    waited = 0.0  # they are there
+
     def __init__(
         self,
         split: Split,
@@ -63,14 +103,8 @@ class Batches:
         self._images = split.images.permute(0, 2, 3, 1).contiguous().to(device)  # [N, H, W, C]
         self._labels = split.labels.to(device)
         if augment is not None:
-            self._require_full_batch()
-        # (x / 255 − mean) / std as one multiplication and addition. Repeated along the width: rows
-        # of W·C numbers are added at full speed, rows of C are not.
-        mean = torch.tensor(info.mean, dtype=torch.float64)
-        std = torch.tensor(info.std, dtype=torch.float64)
-        width = self._images.shape[2]
-        self._scale = (1 / (255 * std)).float().repeat(width, 1).to(device)  # [W, C]
-        self._shift = (-mean / std).float().repeat(width, 1).to(device)
+            require_full_batch(batch_size, len(self._labels))
+        self._normalise = Normalise(info, self._images.shape[2], device)
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
@@ -85,7 +119,7 @@ class Batches:
         Raises:
             UserError: if the images do not fill one batch.
         """
-        self._require_full_batch()
+        require_full_batch(self.batch_size, len(self._labels))
         augment = self.augment or Augment(pad=0, flip=False)
         count, source, device = len(self._labels), generator.device, self._images.device
         order = torch.randperm(count, generator=generator, device=source)
@@ -113,16 +147,14 @@ class Batches:
                 images = crop(images, starts[:, batch], mirrored[batch], self.augment.pad)
             yield self._normalise(images), labels
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        normalised = torch.addcmul(self._shift, images.float(), self._scale)
-        return normalised.permute(0, 3, 1, 2)  # a view: channels_last of [B, C, H, W]
 
-    def _require_full_batch(self) -> None:
-        if self.batch_size > len(self._labels):
-            raise UserError(
-                f"batch_size: {self.batch_size} is more than the {len(self._labels)} images to "
-                f"train on: choose at most {len(self._labels)}"
-            )
+def require_full_batch(batch_size: int, count: int) -> None:
+    """Raise a `UserError` if so many images do not fill one batch."""
+    if batch_size > count:
+        raise UserError(
+            f"batch_size: {batch_size} is more than the {count} images to train on: choose at most "
+            f"{count}"
+        )
 
 
 def crop(images: Tensor, starts: Tensor, mirrored: Tensor, pad: int) -> Tensor:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -23,7 +25,7 @@ from qnet.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 _INFO_FILE = "dataset.json"
-_REMEDY = "run `dvc repro prepare`"
+REMEDY = "run `dvc repro prepare`"
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,27 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, indices: Tensor) -> Split:
+        """The images at these places, int64 [n]."""
+        return Split(self.images[indices], self.labels[indices])
+
 
 def save_prepared(folder: str | Path, info: DatasetInfo, splits: Mapping[str, Split]) -> None:
     """Write a prepared data set, all of it or nothing; a folder already there is replaced.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    with whole_folder(folder) as partial:
+        for name in SPLITS:
+            np.save(_images_file(partial, name), splits[name].images.contiguous().numpy())
+            np.save(labels_file(partial, name), splits[name].labels.contiguous().numpy())
+        save_info(partial, info)
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `folder` at the end, or vanishes on any exception.
 
     Raises:
         UserError: if the folder cannot be written.
@@ -96,11 +116,7 @@ def save_prepared(folder: str | Path, info: DatasetInfo, splits: Mapping[str, Sp
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir(parents=True)
-        for name in SPLITS:
-            np.save(_images_file(partial, name), splits[name].images.contiguous().numpy())
-            np.save(_labels_file(partial, name), splits[name].labels.contiguous().numpy())
-        text = json.dumps(info.to_dict(), indent=2, ensure_ascii=False)
-        (partial / _INFO_FILE).write_text(text + "\n", encoding="utf-8")
+        yield partial
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -113,6 +129,12 @@ def save_prepared(folder: str | Path, info: DatasetInfo, splits: Mapping[str, Sp
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def save_info(folder: Path, info: DatasetInfo) -> None:
+    """Write the description of a prepared data set."""
+    text = json.dumps(info.to_dict(), indent=2, ensure_ascii=False)
+    (folder / _INFO_FILE).write_text(text + "\n", encoding="utf-8")
+
+
 def load_info(folder: str | Path) -> DatasetInfo:
     """Read the description of a prepared data set.
 
@@ -123,12 +145,12 @@ def load_info(folder: str | Path) -> DatasetInfo:
     try:
         return _INFO.validate_json(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): {_REMEDY}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}): {REMEDY}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise UserError(f"{path}: not a data set description ({reason}): {_REMEDY}") from error
+        raise UserError(f"{path}: not a data set description ({reason}): {REMEDY}") from error
 
 
 def load_split(folder: str | Path, name: str) -> Split:
@@ -139,44 +161,57 @@ def load_split(folder: str | Path, name: str) -> Split:
     """
     folder = Path(folder)
     info = load_info(folder)
+    labels = load_labels(folder, name, info)
+    images = load_array(
+        _images_file(folder, name), np.uint8, (len(labels), info.channels, info.size, info.size)
+    )
+    return Split(torch.from_numpy(images), labels)
+
+
+def load_labels(folder: Path, name: str, info: DatasetInfo) -> Tensor:
+    """Read the labels of one split, int64 [N].
+
+    Raises:
+        UserError: as `load_split` does.
+    """
     if name not in info.counts:
         raise UserError(
             f"{folder / _INFO_FILE}: knows no split {name!r}, only "
-            f"{', '.join(info.counts)}: {_REMEDY}"
+            f"{', '.join(info.counts)}: {REMEDY}"
         )
-    count = info.counts[name]
-    labels_file = _labels_file(folder, name)
-    images = _load_array(
-        _images_file(folder, name), np.uint8, (count, info.channels, info.size, info.size)
-    )
-    labels = _load_array(labels_file, np.int64, (count,))
-    if count and not 0 <= labels.min() <= labels.max() < len(info.classes):
-        raise UserError(
-            f"{labels_file}: holds labels outside 0 to {len(info.classes) - 1}: {_REMEDY}"
-        )
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    path = labels_file(folder, name)
+    labels = load_array(path, np.int64, (info.counts[name],))
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(info.classes):
+        raise UserError(f"{path}: holds labels outside 0 to {len(info.classes) - 1}: {REMEDY}")
+    return torch.from_numpy(labels)
 
 
 def _images_file(folder: Path, split: str) -> Path:
     return folder / f"{split}_images.npy"
 
 
-def _labels_file(folder: Path, split: str) -> Path:
+def labels_file(folder: Path, split: str) -> Path:
+    """Where the labels of a split are."""
     return folder / f"{split}_labels.npy"
 
 
-def _load_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
+def load_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
+    """Read an array that must have this type and shape; nothing is unpickled.
+
+    Raises:
+        UserError: if the file is missing, truncated, or holds something else.
+    """
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: is missing: {_REMEDY}") from error
+        raise UserError(f"{path}: is missing: {REMEDY}") from error
     except (OSError, EOFError, ValueError) as error:  # NumPy's for a damaged file
-        raise UserError(f"{path}: truncated or not an array file: {_REMEDY}") from error
+        raise UserError(f"{path}: truncated or not an array file: {REMEDY}") from error
     if not isinstance(array, np.ndarray):  # an .npz archive
-        raise UserError(f"{path}: holds several arrays instead of one: {_REMEDY}")
+        raise UserError(f"{path}: holds several arrays instead of one: {REMEDY}")
     if array.dtype != dtype or array.shape != shape:
         raise UserError(
             f"{path}: holds {array.dtype} {list(array.shape)} instead of "
-            f"{np.dtype(dtype)} {list(shape)}: {_REMEDY}"
+            f"{np.dtype(dtype)} {list(shape)}: {REMEDY}"
         )
     return array

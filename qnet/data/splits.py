@@ -24,22 +24,8 @@ def prepare(raw: Raw, *, validation: float, seed: int) -> tuple[DatasetInfo, dic
     Raises:
         UserError: if `validation` leaves a split empty.
     """
-    if not 0 <= validation < 1:
-        raise UserError(f"data.validation: {validation} must be at least 0 and below 1")
-    generator = np.random.default_rng(seed)
-    labels = raw.train.labels.numpy()
-    parts = stratified_holdout(labels, share=validation, generator=generator)
-    kept, held = (torch.from_numpy(generator.permutation(part)) for part in parts)
-    if len(held) == 0:
-        raise UserError(
-            f"data.validation: {validation} of {len(labels)} training images leaves none to "
-            "validate on: raise it (0.0001 takes one image of each class that has two)"
-        )
-    splits = {
-        "train": Split(raw.train.images[kept], raw.train.labels[kept]),
-        "validation": Split(raw.train.images[held], raw.train.labels[held]),
-        "test": raw.test,
-    }
+    kept, held = hold_out(raw.train.labels, validation=validation, seed=seed)
+    splits = {"train": raw.train.take(kept), "validation": raw.train.take(held), "test": raw.test}
     for name, split in splits.items():
         if len(split) == 0:
             raise UserError(f"data.name: {raw.name} has no {name} images: add some")
@@ -55,6 +41,21 @@ def prepare(raw: Raw, *, validation: float, seed: int) -> tuple[DatasetInfo, dic
         flip=raw.flip,
     )
     return info, splits
+
+
+def hold_out(labels: Tensor, *, validation: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of training and of validation images, each in a random order; see `prepare`."""
+    if not 0 <= validation < 1:
+        raise UserError(f"data.validation: {validation} must be at least 0 and below 1")
+    generator = np.random.default_rng(seed)
+    parts = stratified_holdout(labels.numpy(), share=validation, generator=generator)
+    kept, held = (torch.from_numpy(generator.permutation(part)) for part in parts)
+    if len(held) == 0:
+        raise UserError(
+            f"data.validation: {validation} of {len(labels)} training images leaves none to "
+            "validate on: raise it (0.0001 takes one image of each class that has two)"
+        )
+    return kept, held
 
 
 def stratified_holdout(

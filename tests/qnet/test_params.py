@@ -138,6 +138,8 @@ def test_every_name_has_a_place_in_the_schema() -> None:
         ("model__pretrained", "old/resnet20-12fca82f.th", "old/resnet20-12fca82f.th"),
         ("runtime__device", "cuda:1", "cuda:1"),
         ("runtime__threads", 2, 2),
+        ("runtime__workers", 0, 0),
+        ("data__name", "imagenet", "imagenet"),
     ],
 )
 def test_accepted(load: Load, name: str, written: object, read: object) -> None:
@@ -177,6 +179,8 @@ def test_a_stage_that_only_evaluates_needs_no_schedule(load: Load) -> None:
         ({"fp__batch_size": 0}, "fp.batch_size is 0; it must be a whole number from 1"),
         ({"data__validation": 1}, "data.validation is 1; it must be a number above 0 and below 1"),
         ({"data__channels": 2}, "data.channels is 2; it must be 1, 3 or auto"),
+        ({"data__bad_images": -1}, "data.bad_images is -1; it must be a whole number from 0"),
+        ({"runtime__workers": "many"}, "runtime.workers is many; it must be a whole number from 0"),
         ({"data__size": 3}, "data.size is 3; it must be a whole number from 4 to 4096, or auto"),
         ({"data__root": "a\nb"}, r"data.root is 'a\nb'; it must be text on one line"),
         ({"augment__flip": "maybe"}, "augment.flip is maybe; it must be true, false or auto"),
@@ -192,7 +196,7 @@ def test_a_stage_that_only_evaluates_needs_no_schedule(load: Load) -> None:
         ({"weights__temperature__end": 0}, "weights.temperature.end is 0; it must be a number"),
         ({"weights__distillation": 1.5}, "weights.distillation is 1.5; it must be a number from"),
         ({"runtime__device": "gpu"}, "runtime.device is gpu; it must be auto, cpu, mps, cuda"),
-        ({"data__name": "cifar-10"}, "image_folder; did you mean cifar10?"),
+        ({"data__name": "cifar-10"}, "or imagenet; did you mean cifar10?"),
         ({"fp": ""}, "fp is empty; it must be a section with epochs, batch_size,"),
         ({"fp": [1]}, "fp is [1]; it must be a section with epochs, batch_size,"),
         ({"fp": None}, "fp is missing; add it: a section with epochs, batch_size,"),

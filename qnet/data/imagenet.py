@@ -1,0 +1,285 @@
+"""ImageNet as it is published: a tree of pictures, listed and not read.
+
+`root/train/<wnid>/*.JPEG` with either `root/val/<wnid>/*.JPEG`, or a flat `root/val/` and the lists
+of Caffe beside it, `train.txt` and `val.txt`: a name below train/ or val/ and a label to a line.
+Without `train.txt` the labels are the places of the class folders in the order of their names, as
+they are in Caffe's lists too. The official validation pictures are the test split.
+
+Only names and sizes are looked at, so that a million pictures take minutes; one that cannot be read
+is found while training.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qnet.data.manifest import Listing
+from qnet.data.prepared import DatasetInfo
+from qnet.data.raw import Progress
+from qnet.data.splits import hold_out
+from qnet.errors import UserError
+
+SIZE = 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the training pictures: the figures that every published ImageNet network was trained with."""
+
+_SUFFIXES = (b".jpeg", b".jpg", b".png")
+_LAYOUT = (
+    "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, or a flat val/ with the lists train.txt and val.txt"
+)
+
+
+def prepare_imagenet(
+    root: str | Path,
+    *,
+    size: int | None,
+    channels: int | None,
+    validation: float,
+    seed: int,
+    progress: Progress | None = None,
+) -> tuple[DatasetInfo, dict[str, Listing], list[str]]:
+    """List the pictures, hold out validation pictures as `prepare` does, and describe the data set.
+
+    Args:
+        root: folder of train/ and val/.
+        size: side in pixels that the pictures are cropped to; None: 224.
+        channels: 3, or None for the same.
+        validation: share of each class of the training pictures that is held out.
+        seed: of the choice and of the order.
+        progress: told how many files are listed, of how many there seem to be.
+
+    Returns:
+        The description, a listing for each split, and notes for the owner, one line each.
+
+    Raises:
+        UserError: if the tree or a list is not as above.
+    """
+    if channels == 1:
+        raise UserError("data.channels: 1 is not possible with imagenet: set it to 3 or auto")
+    classes, train, test, notes = _find(Path(root), progress)
+    kept, held = hold_out(train.labels, validation=validation, seed=seed)
+    splits = {"train": train.take(kept), "validation": train.take(held), "test": test}
+    info = DatasetInfo(
+        name="imagenet",
+        classes=tuple(classes),
+        size=size or SIZE,
+        channels=3,
+        mean=MEAN,
+        std=STD,
+        counts={name: len(split) for name, split in splits.items()},
+        flip=True,
+    )
+    return info, splits, notes
+
+
+@dataclass
+class _Files:
+    """Pictures below a folder, in the order in which they were found."""
+
+    folder: Path
+    names: list[bytes] = field(default_factory=list)  # relative to the folder
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+    labels: array[int] = field(default_factory=lambda: array("q"))
+    passed: list[bytes] = field(default_factory=list)  # not pictures
+
+    def add(self, below: str, label: int) -> None:
+        """List the pictures right in a folder below `folder`."""
+        prefix = os.fsencode(f"{below}/" if below else "")
+        try:
+            with os.scandir(os.fsencode(self.folder / below)) as entries:
+                found = sorted(
+                    (entry.name, entry.stat().st_size)
+                    for entry in entries
+                    if not entry.name.startswith(b".") and entry.is_file()
+                )
+        except OSError as error:
+            raise UserError(
+                f"{self.folder / below}: cannot be listed ({error.strerror}): mend its permissions"
+            ) from error
+        for name, size in found:
+            if name.lower().endswith(_SUFFIXES):
+                self.names.append(prefix + name)
+                self.sizes.append(size)
+                self.labels.append(label)
+            else:
+                self.passed.append(prefix + name)
+
+    def listing(self, places: np.ndarray | None = None, labels: np.ndarray | None = None) -> Listing:
+        """All pictures, or those at `places` with other labels, named from the root."""
+        prefix = os.fsencode(f"{self.folder.name}/")
+        paths = np.array([prefix + name for name in self.names])
+        sizes = np.array(self.sizes, dtype=np.int64)
+        if places is None or labels is None:
+            labels = np.array(self.labels, dtype=np.int64)
+        else:
+            paths, sizes = paths[places], sizes[places]
+        return Listing(str(self.folder.parent), paths, torch.from_numpy(labels), sizes)
+
+
+def _find(
+    root: Path, progress: Progress | None
+) -> tuple[Sequence[str], Listing, Listing, list[str]]:
+    """Classes, training and test pictures, and notes."""
+    for folder in (root, root / "train", root / "val"):
+        if not folder.is_dir():
+            where = "is not a folder" if folder == root else f"has no folder {folder.name}"
+            raise UserError(f"data.root: {root} {where}: it must hold {_LAYOUT}")
+    classes, test_classes = _class_names(root / "train"), _class_names(root / "val")
+    if len(classes) < 2:
+        raise UserError(
+            f"{root / 'train'}: has {len(classes)} class folders, and at least two are needed: "
+            f"data.root must hold {_LAYOUT}"
+        )
+    lists = [root / name for name in ("train.txt", "val.txt") if (root / name).is_file()]
+    if test_classes:
+        _require_same(classes, test_classes, root)
+    elif root / "val.txt" not in lists:
+        raise UserError(
+            f"{root / 'val'}: has no class folders, and {root / 'val.txt'} is missing: "
+            f"data.root must hold {_LAYOUT}"
+        )
+    total = len(classes) + max(len(test_classes), 1)
+    train = _scan(root / "train", classes, progress, 0, total)
+    test = _scan(root / "val", test_classes, progress, len(train.names), total)
+    notes = []
+    if passed := [*train.passed, *test.passed]:
+        notes.append(f"{len(passed)} files are not pictures and were passed over, such as "
+                     f"{os.fsdecode(passed[0])}")  # fmt: skip
+    if empty := train.sizes.count(0) + test.sizes.count(0):
+        notes.append(f"{empty} files are empty: they count as bad images when their turn comes")
+    if test_classes:
+        notes += [f"{path} is not used: val has class folders" for path in lists]
+        return classes, train.listing(), test.listing(), notes
+
+    listing = train.listing()
+    if root / "train.txt" in lists:
+        classes, places, labels = _ordered_as_listed(root / "train.txt", train, classes)
+        if len(places) < len(train.names):
+            left = len(train.names) - len(places)
+            notes.append(f"{left} pictures are not in {root / 'train.txt'} and were passed over")
+        listing = train.listing(places, labels)
+    places, labels = _read_list(root / "val.txt", test, len(classes))
+    lacking = sorted(set(range(len(classes))) - set(labels.tolist()))
+    if lacking:
+        raise UserError(
+            f"{root / 'val.txt'}: names no picture of {_some([classes[k] for k in lacking])} "
+            f"(label {lacking[0]}): every class needs pictures in both lists"
+        )
+    return classes, listing, test.listing(places, labels), notes
+
+
+def _scan(
+    folder: Path, classes: Sequence[str], progress: Progress | None, before: int, total: int
+) -> _Files:
+    """The pictures in each class folder, or in the folder itself where there are no classes.
+
+    `before` pictures were listed already; `total` is the number of folders of both halves.
+    """
+    files = _Files(folder)
+    done = total - max(len(classes), 1) if before else 0
+    for label, name in enumerate(classes or [""]):
+        found = len(files.names)
+        files.add(name, label)
+        if len(files.names) == found:
+            raise UserError(f"{folder / name}: holds no pictures (.JPEG, .jpg or .png): add some")
+        if progress is not None:
+            listed, done = before + len(files.names), done + 1
+            progress(listed, round(listed * total / done))  # as if all folders were alike
+    return files
+
+
+def _ordered_as_listed(
+    file: Path, train: _Files, folders: Sequence[str]
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of the classes by the labels in train.txt, places of its pictures, and their labels."""
+    places, labels = _read_list(file, train, len(folders))
+    pairs = np.unique(np.stack([labels, np.array(train.labels)[places]]), axis=1)
+    for here, what in ((pairs[0], "label"), (pairs[1], "class")):
+        values, counts = np.unique(here, return_counts=True)
+        if (counts > 1).any():
+            value = int(values[counts > 1][0])
+            name = value if what == "label" else folders[value]
+            other = "folder" if what == "label" else "label"
+            raise UserError(
+                f"{file}: {what} {name} has more than one {other}: a class is one folder of train "
+                "and one label"
+            )
+    missing = [name for k, name in enumerate(folders) if k not in pairs[1]]
+    if missing:
+        raise UserError(
+            f"{file}: names no picture of {_some(missing)}: add some, or remove the folder from "
+            f"{train.folder}"
+        )
+    return [folders[k] for k in pairs[1]], places, labels
+
+
+def _read_list(file: Path, files: _Files, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places in `files` of the pictures that a list of Caffe names, and their labels."""
+    where = {name: place for place, name in enumerate(files.names)}
+    places, labels = array("q"), array("q")
+    taken = bytearray(len(files.names))
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            name, label = _entry(f"{file}: line {number}", line, classes)
+            place = where.get(name)
+            if place is None:
+                raise UserError(
+                    f"{file}: line {number} names {os.fsdecode(name)}, which is not in "
+                    f"{files.folder}: add the picture, or remove the line"
+                )
+            if taken[place]:
+                raise UserError(
+                    f"{file}: line {number} names {os.fsdecode(name)} again: remove one line"
+                )
+            taken[place] = 1
+            places.append(place)
+            labels.append(label)
+    if not places:
+        raise UserError(f"{file}: is empty: it must have a line `name label` for each picture")
+    return np.array(places, dtype=np.int64), np.array(labels, dtype=np.int64)
+
+
+def _entry(where: str, line: bytes, classes: int) -> tuple[bytes, int]:
+    """Name and label in a line of a list."""
+    name, *rest = line.strip().rsplit(None, 1)
+    if not rest or not rest[0].lstrip(b"-").isdigit():
+        shown = line[:60].decode(errors="replace").strip()
+        raise UserError(f"{where} is {shown!r}: it must be `name label`, such as n01440764/a.JPEG 0")
+    label = int(rest[0][:12])
+    if not 0 <= label < classes:
+        raise UserError(
+            f"{where} has the label {label}: labels are 0 to {classes - 1}, as train has "
+            f"{classes} class folders"
+        )
+    return name, label
+
+
+def _class_names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+
+
+def _require_same(train: Sequence[str], test: Sequence[str], root: Path) -> None:
+    for missing, here, there in (
+        (set(train) - set(test), "train", "val"),
+        (set(test) - set(train), "val", "train"),
+    ):
+        if missing:
+            raise UserError(
+                f"{root / there}: lacks the class folder {_some(sorted(missing))} that "
+                f"{root / here} has: every class needs pictures in both"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,62 @@
+"""From a prepared folder to batches, whatever was prepared: pixels, or a listing of pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qnet.data.batches import Augment, Batches, BatchSource
+from qnet.data.manifest import has_manifest, load_listing
+from qnet.data.prepared import DatasetInfo, load_split
+
+
+def open_batches(
+    folder: str | Path,
+    split: str,
+    info: DatasetInfo,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    augment: Augment | None = None,
+    chosen: Tensor | None = None,
+    workers: int = 0,
+    bad_images: int = 0,
+    warn: Callable[[str], None] = partial(print, file=sys.stderr),
+) -> BatchSource:
+    """The images of a split, in memory or decoded on the way.
+
+    Args:
+        folder: of the prepared data set.
+        split: train, validation or test.
+        info: gives mean and std, and of pictures that are decoded the size.
+        batch_size: images to a batch.
+        device: where the batches are wanted.
+        augment: given for training images.
+        chosen: places of the images to take, int64 [n]; None: all.
+        workers, bad_images, warn: as in `StreamedBatches`; images in memory need none of them.
+
+    Raises:
+        UserError: if the split cannot be read, or does not fill a batch to train on.
+    """
+    if not has_manifest(folder):
+        images = load_split(folder, split)
+        images = images if chosen is None else images.take(chosen)
+        return Batches(images, info, batch_size=batch_size, device=device, augment=augment)
+    from qnet.data.streamed import StreamedBatches  # torchvision takes seconds to import
+
+    listing = load_listing(folder, split)
+    return StreamedBatches(
+        listing if chosen is None else listing.take(chosen),
+        info,
+        batch_size=batch_size,
+        device=device,
+        augment=augment,
+        workers=workers,
+        bad_images=bad_images,
+        warn=warn,
+    )

@@ -1,0 +1,214 @@
+"""Batches of pictures that are decoded while the network trains, by worker processes.
+
+Training pictures are cut by a random crop of 8 to 100 % of the area and 3/4 to 4/3 of the aspect,
+resized, and mirrored (Szegedy et al., *Going deeper with convolutions*, 2015, section 6);
+evaluation takes the centre after resizing the shorter side to 256/224 of the crop.
+
+A picture's crop follows from a seed that is drawn for it at the start of the epoch, so the batches
+are the same whatever the number of workers, which only decides how soon they come.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from qnet.data.batches import Augment, Normalise, require_full_batch
+from qnet.data.manifest import Listing
+from qnet.data.prepared import DatasetInfo
+from qnet.errors import UserError
+
+Order = tuple[list[int], list[int] | None]  # places of the pictures, and a seed for each
+Bad = tuple[int, str]  # place of a picture, and why it cannot be read
+Decoded = tuple[Tensor, Tensor, list[Bad]]  # uint8 [B, S, S, 3], int64 [B]
+
+
+class StreamedBatches:
+    """The pictures of a listing, decoded when their turn comes; used as `Batches` are.
+
+    A picture that cannot be read is named in a warning. While training the next one that can be
+    read takes its place, in evaluation it is left out.
+
+    Args:
+        listing: files and labels.
+        info: gives size, mean and std.
+        batch_size: images to a batch.
+        device: where the batches are wanted.
+        augment: given for training images. `pad=0` takes the centre, as in evaluation; anything
+            else is a random resized crop.
+        workers: processes that decode; 0: this one.
+        bad_images: files that may turn out unreadable before this is an error.
+        warn: told of each of them, in a line.
+
+    Attributes:
+        waited: seconds that the last pass over the images spent waiting for them.
+
+    Raises:
+        UserError: if images to train on do not fill one batch; while it is iterated, if there are
+            more bad images than allowed, or a worker dies.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        info: DatasetInfo,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        augment: Augment | None = None,
+        workers: int = 0,
+        bad_images: int = 0,
+        warn: Callable[[str], None] = partial(print, file=sys.stderr),
+    ) -> None:
+        if augment is not None:
+            require_full_batch(batch_size, len(listing))
+        self.batch_size = batch_size
+        self.waited = 0.0
+        self._listing = listing
+        self._device = torch.device(device)
+        self._pin = self._device.type == "cuda"  # then copying need not hold up the host
+        self._workers = workers
+        self._allowed = bad_images
+        self._warn = warn
+        self._bad: set[int] = set()
+        self._pictures = _Pictures(listing, info.size, augment, bad_images)
+        self._normalise = Normalise(info, info.size, device)
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch."""
+        return len(self._listing) // self.batch_size
+
+    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images once in random order, augmented, without the last batch if it is short.
+
+        All random numbers of the epoch are drawn by this call, as in `Batches`.
+        """
+        count, source = len(self._listing), generator.device
+        require_full_batch(self.batch_size, count)
+        order = torch.randperm(count, generator=generator, device=source).tolist()
+        seeds = torch.randint(2**32, (count,), generator=generator, device=source).tolist()
+        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        parts = (slice(start, start + self.batch_size) for start in starts)
+        return self._stream([(order[part], seeds[part]) for part in parts])
+
+    def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images once, in order, not augmented; batches may be short."""
+        places = list(range(len(self._listing)))
+        starts = range(0, len(places), self.batch_size)
+        return self._stream([(places[start : start + self.batch_size], None) for start in starts])
+
+    def _stream(self, orders: list[Order]) -> Iterator[tuple[Tensor, Tensor]]:
+        self.waited = 0.0
+        batches = _decoded(self._pictures, orders, self._workers, self._pin)
+        for images, labels, bad in self._timed(batches):
+            self._count(bad)
+            if len(labels) > 0:
+                images = images.to(self._device, non_blocking=self._pin)
+                yield self._normalise(images), labels.to(self._device, non_blocking=self._pin)
+
+    def _timed(self, batches: Iterator[Decoded]) -> Iterator[Decoded]:
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def _count(self, bad: Iterable[Bad]) -> None:
+        for place, reason in bad:
+            if place in self._bad:
+                continue
+            self._bad.add(place)
+            path = self._listing.path(place)
+            if len(self._bad) > self._allowed:
+                raise UserError(
+                    f"data.bad_images is {self._allowed}, and this is number {len(self._bad)}: "
+                    f"{path} cannot be read ({reason}); replace the files, or allow more"
+                )
+            self._warn(f"{path} cannot be read ({reason}): left out")
+
+
+class _Pictures(Dataset[Decoded]):
+    """Whole batches, decoded where a worker asks for them."""
+
+    def __init__(self, listing: Listing, size: int, augment: Augment | None, attempts: int) -> None:
+        self.listing = listing
+        self.size = size
+        self.attempts = attempts + 1  # one more than allowed: then the training stops anyway
+        centre = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
+        self.evaluation = v2.Compose(centre)
+        augment = augment or Augment(pad=0, flip=False)
+        crop = [v2.RandomResizedCrop(size)] if augment.pad else centre
+        flip = [v2.RandomHorizontalFlip()] if augment.flip else []
+        self.training = v2.Compose([*crop, *flip])
+
+    def __getitem__(self, order: Order) -> Decoded:
+        places, seeds = order
+        images, labels, bad = [], [], []
+        for number, place in enumerate(places):
+            for following in range(self.attempts if seeds is not None else 1):
+                chosen = (place + following) % len(self.listing)
+                try:
+                    image = self._decode(chosen, None if seeds is None else seeds[number])
+                except Exception as error:  # PIL raises a dozen kinds for damaged files
+                    bad.append((chosen, " ".join(str(error).split()) or type(error).__name__))
+                    continue
+                images.append(image)
+                labels.append(int(self.listing.labels[chosen]))
+                break
+        if not images:
+            return torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), bad
+        return torch.from_numpy(np.stack(images)), torch.tensor(labels), bad
+
+    def _decode(self, place: int, seed: int | None) -> np.ndarray:
+        """One picture, uint8 [S, S, 3]."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd but harmless metadata
+            with Image.open(self.listing.path(place)) as image:
+                picture = image.convert("RGB")
+        if seed is None:
+            return np.asarray(self.evaluation(picture))
+        with torch.random.fork_rng(devices=[]):  # this process may be the one that trains
+            torch.manual_seed(seed)
+            return np.asarray(self.training(picture))
+
+
+def _decoded(
+    pictures: _Pictures, orders: list[Order], workers: int, pin: bool
+) -> Iterator[Decoded]:
+    """The batches in their order."""
+    loader = DataLoader(
+        pictures,
+        sampler=orders,
+        batch_size=None,  # an item is a batch
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupt,
+        pin_memory=pin,
+        generator=torch.Generator(),  # not the global one, which dropout uses
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"runtime.workers is {workers}, and one of them died ({str(error).splitlines()[0]}): "
+            "use fewer, or give more memory (shared memory, in a container)"
+        ) from error
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C to the process that trains: it ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

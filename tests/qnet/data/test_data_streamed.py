@@ -1,0 +1,181 @@
+"""Decoded on the way: the same batches with any number of workers, and bad pictures replaced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import get_worker_info
+from torchvision.transforms import v2
+
+from qnet.data import Augment, DatasetInfo, Listing, prepare_imagenet
+from qnet.data import streamed as module
+from qnet.data.streamed import StreamedBatches
+from qnet.errors import UserError
+from tests.pictures import corrupt, write_tree
+
+Batch = tuple[Tensor, Tensor]
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> tuple[DatasetInfo, dict[str, Listing]]:
+    """27 pictures to train on, 9 for validation, 12 to test on, at 32 pixels."""
+    root = write_tree(tmp_path / "imagenet")
+    return prepare_imagenet(root, size=32, channels=None, validation=0.25, seed=0)[:2]
+
+
+def batches(found: tuple[DatasetInfo, dict[str, Listing]], **changes: Any) -> StreamedBatches:
+    arguments = {"batch_size": 8, "device": "cpu", "augment": Augment(4, True), **changes}
+    split = arguments.pop("split", "train")
+    return StreamedBatches(found[1][split], found[0], **arguments)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def equal(a: Iterator[Batch], b: Iterator[Batch]) -> bool:
+    return all(
+        torch.equal(x, y) and torch.equal(k, m) for (x, k), (y, m) in zip(a, b, strict=True)
+    )
+
+
+def test_an_epoch(found) -> None:
+    data = batches(found)
+    taken = list(data.epoch(generator()))
+    assert len(data) == len(taken) == 3
+    for images, labels in taken:
+        assert images.shape == (8, 3, 32, 32)
+        assert images.dtype == torch.float32
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.dtype == torch.int64
+    assert data.waited > 0
+    assert not equal(iter(taken), data.epoch(generator(1)))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_number_of_workers_changes_nothing(found, split) -> None:
+    here, there = (batches(found, split=split, workers=workers) for workers in (0, 2))
+    assert equal(here.epoch(generator()), there.epoch(generator()))
+    assert equal(here.ordered(), there.ordered())
+
+
+def test_the_generator_decides_and_no_other(found) -> None:
+    first, again = generator(), generator()
+    torch.manual_seed(1)
+    data = batches(found)
+    taken = list(data.epoch(first))
+    assert torch.initial_seed() == 1
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    assert equal(iter(taken), data.epoch(again))
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.get_state(), again.get_state())
+
+
+def test_evaluation_is_the_centre_of_each_picture_in_order(found) -> None:
+    info, splits = found
+    data = batches(found, split="test", augment=None, batch_size=5)
+    taken = list(data.ordered())
+    assert [len(labels) for _, labels in taken] == [5, 5, 2]
+    labels = torch.cat([labels for _, labels in taken])
+    assert torch.equal(labels, splits["test"].labels)
+    transform = v2.Compose([v2.Resize(37), v2.CenterCrop(32), v2.PILToTensor()])
+    mean, std = (torch.tensor(values)[:, None, None] for values in (info.mean, info.std))
+    for place, image in enumerate(torch.cat([images for images, _ in taken])):
+        pixels = transform(Image.open(splits["test"].path(place))) / 255
+        torch.testing.assert_close(image, (pixels - mean) / std, atol=1e-5, rtol=1e-5)
+
+
+def test_no_augmentation_is_that_too(found) -> None:
+    data = batches(found, augment=Augment(0, False), batch_size=27)
+    (images, labels), (ordered, all_labels) = next(data.epoch(generator())), next(data.ordered())
+    order = torch.randperm(27, generator=generator())
+    assert torch.equal(images, ordered[order])
+    assert torch.equal(labels, all_labels[order])
+
+
+def test_a_batch_must_fill(found) -> None:
+    with pytest.raises(UserError, match="batch_size: 28 is more than the 27 images"):
+        batches(found, batch_size=28)
+    assert len(list(batches(found, batch_size=28, augment=None).ordered())) == 1
+
+
+# Pictures that cannot be read
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_pictures_are_named_once_and_replaced(found, workers) -> None:
+    listing = found[1]["train"]
+    corrupt(Path(listing.path(3)))
+    Path(listing.path(4)).unlink()
+    warned: list[str] = []
+    data = batches(found, workers=workers, bad_images=2, warn=warned.append, batch_size=9)
+    for epoch in range(2):
+        taken = list(data.epoch(generator(epoch)))
+        assert [len(labels) for _, labels in taken] == [9, 9, 9]
+    labels = torch.cat([labels for _, labels in taken]).bincount(minlength=3)
+    expected = listing.labels.clone()
+    expected[3] = expected[4] = expected[5]
+    assert labels.tolist() == expected.bincount(minlength=3).tolist()
+    assert len(warned) == 2
+    for place in (3, 4):
+        (line,) = [line for line in warned if listing.path(place) in line]
+        assert " cannot be read (" in line
+        assert line.endswith("): left out")
+        assert "\n" not in line
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_more_than_allowed_stops(found, workers) -> None:
+    for place in (0, 1, 2):
+        corrupt(Path(found[1]["train"].path(place)))
+    warned: list[str] = []
+    data = batches(found, workers=workers, bad_images=2, warn=warned.append)
+    with pytest.raises(UserError, match=r"data\.bad_images is 2, and this is number 3: .*JPEG"):
+        list(data.epoch(generator()))
+    assert len(warned) == 2
+
+
+def test_bad_pictures_are_left_out_of_evaluation(found) -> None:
+    listing = found[1]["test"]
+    for place in (0, 1, 5):
+        Path(listing.path(place)).write_bytes(b"")
+    data = batches(found, split="test", augment=None, batch_size=2, bad_images=3, warn=str)
+    kept = [place for place in range(12) if place not in (0, 1, 5)]
+    assert torch.cat([labels for _, labels in data.ordered()]).tolist() == (
+        listing.labels[kept].tolist()
+    )
+
+
+def test_odd_but_good_pictures(found) -> None:
+    listing = found[1]["test"]
+    kinds = {0: ("CMYK", "JPEG"), 1: ("L", "JPEG"), 2: ("RGBA", "PNG"), 3: ("P", "PNG")}
+    for place, (mode, form) in kinds.items():
+        Image.open(listing.path(place)).convert(mode).save(listing.path(place), form)
+    data = batches(found, split="test", augment=None)
+    assert sum(len(labels) for _, labels in data.ordered()) == 12
+
+
+def test_a_size_larger_than_the_pictures(found) -> None:
+    info = replace(found[0], size=64)
+    images, _ = next(batches((info, found[1])).epoch(generator()))
+    assert images.shape == (8, 3, 64, 64)
+
+
+def test_a_worker_that_dies_is_no_traceback(found, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(self: object, order: object) -> None:
+        assert get_worker_info() is not None
+        os._exit(1)
+
+    monkeypatch.setattr(module._Pictures, "__getitem__", die)
+    with pytest.raises(UserError, match=r"runtime\.workers is 1, and one of them died"):
+        list(batches(found, workers=1).ordered())
