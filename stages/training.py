@@ -97,6 +97,6 @@ def _write_scores(
 
 def _key(params: Params, section: str, inputs: Sequence[Path]) -> str:
     """A name for everything that the run of this section depends on."""
-    used = params.model_dump(include={"seed", "augment", "model", section})
+    used = params.model_dump(include={"seed", "augment", "model", "cluster", section})
     used["precision"] = params.runtime.precision
     return run_key(used, [PREPARED, *inputs])
