@@ -1,0 +1,31 @@
+"""The library stands alone: it imports without what only the pipeline needs."""
+
+import subprocess
+import sys
+
+from tests.pipeline import ROOT
+
+BLOCKED = ("dvc", "yaml", "tensorboard", "matplotlib", "tqdm", "sklearn", "torchvision")
+IMPORT = f"""
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocker())
+import qnet
+
+for name in qnet.__all__:
+    getattr(qnet, name)
+print(len(qnet.__all__))
+"""
+
+
+def test_qnet_imports_without_the_pipeline():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10
