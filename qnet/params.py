@@ -190,6 +190,7 @@ class RuntimeParams(Section):
     precision: Literal["auto", "float32", "bfloat16"]
     threads: Threads
     workers: Workers
+    compile: Switch
 
 
 class Params(Section):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from qnet.errors import UserError
+from qnet.fused import use_compiled
 from qnet.params import RuntimeParams
 
 
@@ -37,6 +38,7 @@ def start(params: RuntimeParams) -> Runtime:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory finds uses of uninitialised values, and makes a step a third slower.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    use_compiled(params.compile)
     torch.set_flush_denormal(True)  # gradients far from a threshold are tiny, and slow otherwise
     device = _device(params.device)
     workers = _processors() if params.workers == "auto" else params.workers

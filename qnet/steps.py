@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from qnet.fused import applies, fused_backward, fused_forward
 from qnet.staircase import (
     Stairs,
     Temperature,
@@ -56,6 +57,10 @@ class Quantize(torch.autograd.Function):
         ctx.temperature, ctx.window_temperature = temperature, window_temperature
         dtype = compute_dtype(x)
         stairs = stairs_of(thresholds, steps, dtype)
+        if applies(x, alpha, beta):
+            fused = fused_forward(x, alpha, beta, stairs, offset, temperature)
+            if fused is not None:
+                return fused
         y = torch.empty_like(x)
         for rows in chunks(x):
             u = x[rows].to(dtype) * part_of(beta, x, rows).to(dtype)
@@ -72,6 +77,12 @@ class Quantize(torch.autograd.Function):
         dtype = compute_dtype(x)
         stairs = stairs_of(thresholds, ctx.steps, dtype)
         temperature, window = ctx.temperature, ctx.window_temperature
+        if window is not None and not need_thresholds and applies(x, alpha, beta):
+            grads = fused_backward(
+                x, grad_y, alpha, beta, stairs, ctx.offset, temperature, window
+            )
+            if grads is not None:
+                return *grads, None, None, None, None, None
 
         new_like = torch.zeros_like if window is None else torch.empty_like
         grad_x = new_like(x) if need_x else None
