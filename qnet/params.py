@@ -190,6 +190,8 @@ class RuntimeParams(Section):
     precision: Literal["auto", "float32", "bfloat16"]
     threads: Threads
     workers: Workers
+    print_every: Count
+    save_every: Count
 
 
 class Params(Section):
