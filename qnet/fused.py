@@ -20,14 +20,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from qnet.staircase import Stairs, Temperature, near_radius, on_cpu
+from qnet.staircase import Stairs, Temperature, near_radius
 
 _WORTH_IT = 2**18  # values; below, starting a kernel costs as much as it saves
 _UNROLLED = 7  # hard thresholds compared one by one; of more, the nearest is computed
-_EXPONENT = 60.0  # exp of up to this, times exp(_SPREAD), stays far inside float32
+_EXPONENT = 60.0  # exp of up to this, times exp(_SPREAD), stays inside float32
 _SPREAD = 20.0  # and _EXPONENT - _SPREAD is far enough for σ to round to 1
-_RADII = (1, 4)  # few, so that a rising T compiles few kernels
-_LONGEST = 32  # terms that a kernel sums; the loop is unrolled, and compiling takes longer with each
+_RADII = (0, 1, 4)  # few, so that a rising T compiles few kernels
+_LONGEST = (
+    32  # terms that a kernel sums; the loop is unrolled, and compiling takes longer with each
+)
 
 Kernel = Callable[..., tuple[Tensor, ...]]
 
@@ -233,11 +235,12 @@ def _backward_kernel(
     return _compiled(backward)
 
 
-def _compiled(function: FunctionType) -> Kernel:
+def _compiled(function: Callable[..., tuple[Tensor, ...]]) -> Kernel:
     """The function compiled for any number of values.
 
     PyTorch keeps what it compiled, and limits how much, by code object; a kernel has its own.
     """
+    assert isinstance(function, FunctionType)
     code, closure = function.__code__.replace(), function.__closure__
     own = FunctionType(code, function.__globals__, function.__name__, None, closure)
     return torch.compile(own, dynamic=True, fullgraph=True)

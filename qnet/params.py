@@ -191,6 +191,8 @@ class RuntimeParams(Section):
     threads: Threads
     workers: Workers
     compile: Switch
+    print_every: Count
+    save_every: Count
 
 
 class Params(Section):

@@ -1,6 +1,6 @@
 """The state of an unfinished training run, so that a killed one goes on where it was.
 
-A safetensors file, replaced as a whole after each epoch. It is found again by a key that stands
+A safetensors file, replaced as a whole after an epoch. It is found again by a key that stands
 for everything the run depends on; a run with other parameters never sees it.
 """
 

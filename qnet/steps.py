@@ -78,9 +78,7 @@ class Quantize(torch.autograd.Function):
         stairs = stairs_of(thresholds, ctx.steps, dtype)
         temperature, window = ctx.temperature, ctx.window_temperature
         if window is not None and not need_thresholds and applies(x, alpha, beta):
-            grads = fused_backward(
-                x, grad_y, alpha, beta, stairs, ctx.offset, temperature, window
-            )
+            grads = fused_backward(x, grad_y, alpha, beta, stairs, ctx.offset, temperature, window)
             if grads is not None:
                 return *grads, None, None, None, None, None
 

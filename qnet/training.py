@@ -20,7 +20,7 @@ from qnet.params import QuantizedTrainingParams, TrainingParams
 from qnet.quantizer import Quantizer, soft_forward
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
 from qnet.runtime import Runtime, seed_for
-from qnet.schedules import learning_rate, temperature_at
+from qnet.schedules import is_due, learning_rate, temperature_at
 
 Row = dict[str, float]
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -95,12 +95,15 @@ class Trainer:
         self,
         resume: ResumeFile | None = None,
         on_epoch: Callable[[History], None] = lambda history: None,
+        *,
+        save_every: int = 1,
     ) -> History:
         """Train to the end and leave the model in eval mode with the selected epoch's weights.
 
         Args:
-            resume: keeps the state after each epoch; what it holds at the start is gone on from.
+            resume: keeps the state of the run; what it holds at the start is gone on from.
             on_epoch: called with the history, resumed epochs included, after each new epoch.
+            save_every: the state is kept after every so many epochs, and after the last.
 
         Raises:
             UserError: the loss is not finite.
@@ -117,7 +120,7 @@ class Trainer:
         for epoch in range(len(history.rows), self.params.epochs):
             if self._append(history, self._epoch(epoch)):
                 best = _copy(self.model.state_dict())
-            if resume is not None:
+            if resume is not None and is_due(epoch + 1, save_every, self.params.epochs):
                 groups = {
                     "model": self.model.state_dict(),
                     "best": best,

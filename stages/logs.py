@@ -51,15 +51,21 @@ class Log:
 
     The curves go to metrics/<stage>/curves.csv for `dvc plots`, and with alpha, beta and weight
     histograms to runs/<stage> for TensorBoard. `waited` tells how many seconds of an epoch went by
-    waiting for images; wall-clock times are only printed.
+    waiting for images; wall-clock times are only printed. `shown` tells which epochs, counted from
+    1, get a line.
     """
 
     def __init__(
-        self, stage: str, model: nn.Module, waited: Callable[[], float] = lambda: 0.0
+        self,
+        stage: str,
+        model: nn.Module,
+        waited: Callable[[], float] = lambda: 0.0,
+        shown: Callable[[int], bool] = lambda epoch: True,
     ) -> None:
         self.stage = stage
         self.model = model
         self.waited = waited
+        self.shown = shown
         self.writer: SummaryWriter | None = None
         self.started = time.monotonic()
 
@@ -90,6 +96,8 @@ class Log:
     def _print(self, row: Row, best_epoch: int) -> None:
         now = time.monotonic()
         seconds, self.started = now - self.started, now
+        if not self.shown(int(row["epoch"])):
+            return
         mark = " *" if best_epoch == row["epoch"] else ""
         soft = (
             f" (soft {row['validation_soft_top1']:5.2f} %)" if "validation_soft_top1" in row else ""

@@ -14,6 +14,7 @@ from qnet.params import Params, TrainingParams
 from qnet.quantizer import Quantizer
 from qnet.resume import ResumeFile, run_key
 from qnet.runtime import Runtime
+from qnet.schedules import is_due
 from qnet.size import full_precision_bytes, model_bytes
 from qnet.training import History, Trainer
 from stages.common import METRICS, PREPARED, write_json
@@ -59,8 +60,13 @@ def train_stage(
             checkpoint.model, settings, data, runtime,
             phase=section, seed=params.seed, teacher=teacher, annealed=annealed, progress=bar,
         )  # fmt: skip
-        with Log(stage, checkpoint.model, lambda: data.train.waited) as log:
-            history = trainer.fit(resume, log.epoch)
+        every = params.runtime.print_every
+        log = Log(
+            stage, checkpoint.model, lambda: data.train.waited,
+            shown=lambda epoch: is_due(epoch, every, settings.epochs),
+        )  # fmt: skip
+        with log:
+            history = trainer.fit(resume, log.epoch, save_every=params.runtime.save_every)
     write_curves(stage, history.rows)
     _write_scores(stage, section, params, checkpoint, runtime, history)
     save_checkpoint(out, checkpoint)

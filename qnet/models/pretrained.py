@@ -72,7 +72,7 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
     if differences := misfit(expected, state):
         raise UserError(
             f"model.pretrained: {origin} does not fit {name}: {differences}; nothing was loaded, "
-            "set model.name and data.channels to those it was made with, or another file"
+            f"set {_remedy(state, expected)}, or another file"
         )
     model.load_state_dict(state)
     return notes
@@ -177,6 +177,17 @@ def _other_head(model: nn.Module, state: State, expected: State) -> str:
             theirs, ours = state[key].shape, expected[key].shape
             return name if theirs[1:] == ours[1:] and theirs != ours else ""
     return ""
+
+
+def _remedy(state: State, expected: State) -> str:
+    """What would have to be set for `state` to fit."""
+    first = next((name for name, tensor in expected.items() if tensor.dim() == 4), "")
+    if first in state and not misfit(expected, state | {first: expected[first]}):
+        theirs, ours = state[first].shape, expected[first].shape
+        if theirs == (ours[0], 4 - ours[1], *ours[2:]):  # 1 and 3 channels
+            into = "gray images then have three equal ones" if theirs[1] == 3 else "all become gray"
+            return f"data.channels to {theirs[1]} ({into})"
+    return "model.name and data.channels to those it was made with"
 
 
 def _below(name: str, state: State) -> State:

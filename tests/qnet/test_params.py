@@ -180,6 +180,7 @@ def test_a_stage_that_only_evaluates_needs_no_schedule(load: Load) -> None:
         ({"data__validation": 1}, "data.validation is 1; it must be a number above 0 and below 1"),
         ({"data__channels": 2}, "data.channels is 2; it must be 1, 3 or auto"),
         ({"data__bad_images": -1}, "data.bad_images is -1; it must be a whole number from 0"),
+        ({"runtime__save_every": 0}, "runtime.save_every is 0; it must be a whole number from 1"),
         ({"runtime__workers": "many"}, "runtime.workers is many; it must be a whole number from 0"),
         ({"data__size": 3}, "data.size is 3; it must be a whole number from 4 to 4096, or auto"),
         ({"data__root": "a\nb"}, r"data.root is 'a\nb'; it must be text on one line"),

@@ -105,6 +105,18 @@ def test_a_run_cut_short_ends_as_an_uninterrupted_one(
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+def test_the_state_is_kept_after_every_so_many_epochs_and_the_last(params, data, tmp_path):
+    resume = ResumeFile(tmp_path / "run.safetensors")
+    kept = []
+
+    def look(history):
+        saved = resume.load()
+        kept.append(len(saved[1]["rows"]) if saved else 0)
+
+    trainer("fp", params("fp", epochs=5), data).fit(resume, look, save_every=2)
+    assert kept == [0, 2, 2, 4, 5]
+
+
 def test_a_damaged_resume_file_is_a_fresh_start(params, data, tmp_path):
     resume = ResumeFile(tmp_path / "run.safetensors")
     resume.path.write_bytes(b"\x10\x00\x00\x00")

@@ -1,0 +1,146 @@
+"""The compiled step function: the oracle's numbers, no recompilation, and what happens without."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import qnet.fused
+from qnet.fused import use_compiled
+from qnet.levels import LevelSet, activation_levels
+from qnet.quantizer import Quantizer
+from qnet.steps import Quantize
+from tests.textbook import every_set, halfway, uneven
+
+EVERY_WINDOW = [(None, 4.0), (None, 0.5), (3.0, 3.0), (40.0, 1.0), (2000.0, 2000.0)]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The compiled path, for tensors of any size."""
+    monkeypatch.setattr(qnet.fused, "_WORTH_IT", 0)
+    use_compiled(True)
+    yield
+    use_compiled(False)
+    qnet.fused._forward_kernel.cache_clear()
+    qnet.fused._backward_kernel.cache_clear()
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch, small: None) -> None:
+    """The kernels' arithmetic without the time that compiling takes."""
+    monkeypatch.setattr(qnet.fused, "_compiled", lambda function: function)
+
+
+def quantized(
+    x: Tensor, levels: LevelSet, thresholds: Tensor, forward: float | None, window: float
+) -> list[Tensor]:
+    """Values and the gradients of x, alpha and beta."""
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    x = x.detach().requires_grad_()
+    alpha, beta = (torch.tensor(s, dtype=x.dtype).requires_grad_() for s in (0.75, 1.25))
+    places = thresholds.to(x.dtype)
+    y = Quantize.apply(x, alpha, beta, places, levels.steps, levels.offset, forward, window)
+    return [y.detach(), *torch.autograd.grad(y, (x, alpha, beta), grad)]
+
+
+def values(levels: LevelSet, count: int) -> Tensor:
+    """Multiples of 1/64, so that 1.25 x is exact in float32 and no value is on two sides."""
+    reach = levels.max_abs + 3.0
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, generator=generator).mul(reach * 32).round().div(64)
+
+
+@every_set
+@pytest.mark.parametrize("place", [halfway, uneven])
+@pytest.mark.parametrize(("forward", "window"), EVERY_WINDOW)
+def test_a_kernel_gives_the_numbers_of_float64(
+    uncompiled: None, levels: LevelSet, place, forward: float | None, window: float
+) -> None:
+    x, thresholds = values(levels, 600), place(levels).float()
+    mine = quantized(x, levels, thresholds, forward, window)
+    oracle = quantized(x.double(), levels, thresholds.double(), forward, window)
+    for found, expected in zip(mine, oracle, strict=True):
+        size = max(1.0, expected.abs().max().item())
+        if expected.dim() == 0:  # the sum of as many terms, of either sign
+            size *= len(x)
+        # At T = 2000 rounding u in float32 moves σ by up to T eps u.
+        precision = 1e-5 + 2e-7 * max(forward or 0, window) * levels.max_abs
+        assert (found - expected).abs().max().item() / size < precision
+
+
+def test_a_compiled_kernel_gives_the_numbers_of_the_uncompiled_path(small: None) -> None:
+    levels = activation_levels(2)
+    quantizer = Quantizer(levels, alpha=0.3, beta=1.7)
+    x = torch.randn(3, 8, 5, 7).to(memory_format=torch.channels_last)
+    results = []
+    for on in (False, True):
+        use_compiled(on)
+        leaf = x.clone().requires_grad_()
+        y = quantizer(leaf)
+        grads = torch.autograd.grad(y, (leaf, quantizer.alpha, quantizer.beta), torch.ones_like(y))
+        results.append([y, *grads])
+    assert qnet.fused._Switch.on, "compiling failed"
+    plain, compiled = results
+    assert torch.equal(plain[0], compiled[0])
+    assert plain[0].stride() == compiled[0].stride()
+    for mine, theirs in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_one_kernel_serves_every_size_scale_and_temperature(small: None) -> None:
+    levels = activation_levels(1)
+    thresholds = halfway(levels).float()
+
+    def train(count: int, temperature: float) -> None:
+        quantized(torch.randn(count), levels, thresholds, temperature, temperature)
+
+    train(100, 5.0)
+    assert qnet.fused._Switch.on, "compiling failed"
+    with torch.compiler.set_stance("fail_on_recompile"):
+        train(100, 10.0)
+        train(37, 15.0)  # the last, short batch
+        assert qnet.fused._Switch.on, "compiled again"
+
+
+def test_without_a_compiler_the_numbers_are_the_same_and_it_says_so_once(
+    small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(function: object) -> object:
+        def kernel(*tensors: Tensor) -> Tensor:
+            raise RuntimeError("no C++ compiler\nand a long story")
+
+        return kernel
+
+    monkeypatch.setattr(qnet.fused, "_compiled", broken)
+    levels = activation_levels(2)
+    x, thresholds = values(levels, 50), halfway(levels).float()
+    with pytest.warns(UserWarning, match="uncompiled, which is slower: RuntimeError: no C\\+\\+"):
+        first = quantized(x, levels, thresholds, None, 4.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = quantized(x, levels, thresholds, None, 4.0)
+    use_compiled(False)
+    for got in (first, second):
+        for mine, theirs in zip(got, quantized(x, levels, thresholds, None, 4.0), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_small_tensors_and_scales_per_channel_are_not_compiled() -> None:
+    one, many = torch.ones(()), torch.ones(4, 1, 1)
+    use_compiled(True)
+    try:
+        large = torch.zeros(2**18 + 4).reshape(-1, 4, 1, 1)
+        assert qnet.fused.applies(large, one, one)
+        assert not qnet.fused.applies(large, many, one)
+        assert not qnet.fused.applies(large[::2], one, one)
+        assert not qnet.fused.applies(large.double(), one, one)
+        assert not qnet.fused.applies(large[:100], one, one)
+    finally:
+        use_compiled(False)
+    assert not qnet.fused.applies(large, one, one)
