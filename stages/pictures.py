@@ -108,7 +108,7 @@ def draw_quantizer(
     else:
         after.set_yscale("log")  # zeros are often half of all
     after.set_title(f"after (α = {clusters.alpha:.4g})", fontsize=11)
-    after.set_xlabel(f"level; times α, that of the {values}")
+    after.set_xlabel("level, in units of α")
     after.set_ylabel(f"share of {values} in %")
     after.margins(y=0.1)
     for axis in (before, after):
