@@ -21,7 +21,8 @@ def activation_histograms(
 
     Args:
         model: on the device of the batches.
-        sites: names of convolutions and linear layers (their inputs) or ReLUs (their outputs).
+        sites: names of ReLUs (their outputs), or of other modules, such as convolutions, linear
+            layers and quantizers (their inputs).
         batches: what the model is called with, one after another.
     """
     histograms = {site: Histogram(f"activations at {site}") for site in sites}

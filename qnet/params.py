@@ -163,7 +163,24 @@ class ActivationsParams(QuantizedTrainingParams):
     sites: Literal["input", "relu"]
     thresholds_from: Literal["fp", "weights"]
     weights: Literal["frozen", "hard", "soft"]
+    frozen_epochs: CountOrZero
     weight_scales: Switch
+
+    @model_validator(mode="after")
+    def _frozen_epochs_fit(self) -> ActivationsParams:
+        """Refuse frozen epochs beyond the last, or where all of them are frozen anyway."""
+        if self.epochs == 0 or self.frozen_epochs == 0:
+            return self
+        if self.weights == "frozen":
+            raise ValueError(
+                f"frozen_epochs is {self.frozen_epochs} and weights is frozen, in all epochs; set "
+                "frozen_epochs to 0, or weights to what follows, hard or soft"
+            )
+        if self.frozen_epochs > self.epochs:
+            raise ValueError(
+                f"frozen_epochs is {self.frozen_epochs}; it must be at most epochs ({self.epochs})"
+            )
+        return self
 
 
 class ClusteringParams(Section):

@@ -15,8 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qnet.data import BatchSource
 from qnet.errors import UserError
 from qnet.evaluation import Scores, evaluate
+from qnet.layers import quantized_weights
 from qnet.optimizer import build_optimizer, set_learning_rate
-from qnet.params import QuantizedTrainingParams, TrainingParams
+from qnet.params import ActivationsParams, QuantizedTrainingParams, TrainingParams
 from qnet.quantizer import Quantizer, soft_forward
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
 from qnet.runtime import Runtime, seed_for
@@ -85,6 +86,13 @@ class Trainer:
         if isinstance(params, QuantizedTrainingParams) and params.freeze_bn_affine:
             for norm in self.batch_norms:
                 norm.requires_grad_(False)
+        self.weight_quantizers = [quantizer for _, quantizer in quantized_weights(model)]
+        self.frozen_at_first = [
+            parameter
+            for weight, quantizer in quantized_weights(model)
+            for parameter in (weight, *quantizer.parameters())
+            if parameter.requires_grad
+        ]
         if _distillation(params) > 0 and teacher is None:
             raise ValueError(f"{phase}.distillation is above 0 and no teacher was given")
         if params.select_on == "test" and data.test is None:
@@ -154,7 +162,7 @@ class Trainer:
     def _epoch(self, epoch: int) -> Row:
         """Train for one epoch and score it."""
         params = self.params
-        self._train_mode()
+        self._train_mode(epoch)
         temperature = temperature_at(params, epoch)
         if temperature is not None:
             for quantizer in self.annealed:
@@ -208,8 +216,15 @@ class Trainer:
         )
         return (1 - share) * loss + share * softness**2 * divergence
 
-    def _train_mode(self) -> None:
+    def _train_mode(self, epoch: int) -> None:
+        """Have each part do in `epoch` what it has to, whatever it did before."""
         self.model.train()
+        if isinstance(self.params, ActivationsParams):
+            learn = epoch >= self.params.frozen_epochs
+            for quantizer in self.weight_quantizers:
+                quantizer.train(learn)  # in eval mode its forward is hard
+            for parameter in self.frozen_at_first:
+                parameter.requires_grad_(learn)  # no gradient: the optimizer passes it over
         if isinstance(self.params, QuantizedTrainingParams) and self.params.freeze_bn_stats:
             for norm in self.batch_norms:
                 norm.eval()

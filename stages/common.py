@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qnet.errors import UserError
 from qnet.files import write_text
@@ -20,6 +21,14 @@ ACTIVATION_CLUSTERS = CHECKPOINTS / "activation_clusters.json"
 WEIGHTS = CHECKPOINTS / "weights.safetensors"
 ACTIVATIONS = CHECKPOINTS / "activations.safetensors"
 METRICS = Path("metrics")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads a command line; a mistake there is a `UserError` as any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the command line."""
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def run(stage: Callable[[Params], None]) -> None:

@@ -65,6 +65,31 @@ def sample_images(params: Params, info: DatasetInfo, runtime: Runtime) -> BatchS
     return _open("train", params, info, runtime, SAMPLE_BATCH, chosen=chosen)
 
 
+def prepared_like(info: DatasetInfo, otherwise: str = "") -> DatasetInfo:
+    """What is prepared, if it is of the kind that a network of `info` takes.
+
+    Args:
+        info: the data set that the network was trained on.
+        otherwise: what else the user can do; ends the message.
+
+    Raises:
+        UserError: it is of another kind, or there is nothing.
+    """
+    there = load_info(PREPARED)
+    for what in ("classes", "size", "channels"):
+        if getattr(there, what) != getattr(info, what):
+            raise UserError(
+                f"{PREPARED} is {there.name} ({_described(there)}), and the network takes "
+                f"{info.name} ({_described(info)}): they differ in {what}; set data to what it was "
+                f"trained on and run `dvc repro prepare`{otherwise}"
+            )
+    return there
+
+
+def _described(info: DatasetInfo) -> str:
+    return f"{len(info.classes)} classes, {info.size} pixels, channels: {info.channels}"
+
+
 def _open(
     split: str,
     params: Params,

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qnet.checkpoint import load_checkpoint
-from qnet.data import Batches, BatchSource, DatasetInfo, Split, load_info
+from qnet.data import Batches, BatchSource, DatasetInfo, Split
 from qnet.data.folder import load_class_folders
 from qnet.data.prepared import SPLITS
-from qnet.errors import UserError
 from qnet.evaluation import Scores
 from qnet.params import Params
 from qnet.runtime import start
-from stages.common import PREPARED, run, write_json
-from stages.data import evaluation_batch, evaluation_images
+from stages.common import PREPARED, Parser, run, write_json
+from stages.data import evaluation_batch, evaluation_images, prepared_like
 from stages.logs import bar, counter
 
 LARGEST_MATRIX = 20  # classes; beyond, a line of the matrix is wider than a screen
@@ -40,7 +38,8 @@ def main(params: Params) -> None:
         count = len(split)
     else:
         name = arguments.split or "test"
-        count, source = _prepared(name, info), f"{PREPARED}, {name}"
+        count = prepared_like(info, ", or use --folder").counts[name]
+        source = f"{PREPARED}, {name}"
         batches = evaluation_images(name, params, info, runtime)
     scores, actual, predicted = _score(checkpoint.model, batches, -(-count // batch_size))
     confusion = confusion_matrix(actual, predicted, len(info.classes))
@@ -70,13 +69,8 @@ def confusion_matrix(actual: Tensor, predicted: Tensor, classes: int) -> Tensor:
     return torch.bincount(actual * classes + predicted, minlength=classes**2).view(classes, -1)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m stages.evaluate --help")
-
-
 def _arguments() -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m stages.evaluate",
         description="Score a checkpoint: loss, top-1, top-5, each class, and the confusions.",
     )
@@ -88,23 +82,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all of it there")
     return parser.parse_args()
-
-
-def _prepared(split: str, info: DatasetInfo) -> int:
-    """Images in a split of the prepared data, if it is of the kind the network was trained on."""
-    there = load_info(PREPARED)
-    for what in ("classes", "size", "channels"):
-        if getattr(there, what) != getattr(info, what):
-            raise UserError(
-                f"{PREPARED} is {there.name} ({_described(there)}), and the network takes "
-                f"{info.name} ({_described(info)}): they differ in {what}; set data to what it was "
-                "trained on and run `dvc repro prepare`, or use --folder"
-            )
-    return there.counts[split]
-
-
-def _described(info: DatasetInfo) -> str:
-    return f"{len(info.classes)} classes, {info.size} pixels, channels: {info.channels}"
 
 
 def _folder(folder: Path, info: DatasetInfo) -> Split:

@@ -22,6 +22,7 @@ from qnet.training import History, Row
 from stages.common import METRICS
 
 RUNS = Path("runs")
+NOTICEABLE = 0.05  # share of an epoch that goes by waiting for images
 NAMES = [
     "epoch",
     "lr",
@@ -102,8 +103,8 @@ class Log:
         soft = (
             f" (soft {row['validation_soft_top1']:5.2f} %)" if "validation_soft_top1" in row else ""
         )
-        waited = self.waited()
-        wait = f" (waited {waited:.1f} s for images)" if waited else ""
+        share = self.waited() / max(seconds, 1e-9)
+        wait = f" (data {100 * share:.0f} %)" if share > NOTICEABLE else ""
         line = (
             f"{self.stage} epoch {int(row['epoch']):3d}  lr {row['lr']:.4f}  "
             f"train loss {row['train_loss']:.3f} top-1 {row['train_top1']:5.2f} %  "

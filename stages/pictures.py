@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from qnet.clustering import Clusters
+from qnet.files import write_bytes
 from qnet.histogram import Histogram
 from stages.common import METRICS
 
 BINS = 160
 PANELS = 24  # layers on one page
+FEW = 16  # levels whose numbers find room
 CURVES = ("#444444", "#2f6f9f", "#d1495b")
 VALUES, TRIMMED, THRESHOLD, LEVEL = "#7fa8c9", "#e6e6e6", "#444444", "#d1495b"
 
@@ -50,25 +54,84 @@ def draw_clusters(folder: Path, layers: Mapping[str, Mapping[str, Any]]) -> None
     names = iter(layers)
     page = 1
     while chunk := list(islice(names, PANELS)):
-        columns = min(4, len(chunk))
-        rows = -(-len(chunk) // columns)
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(3.6 * columns, 2.1 * rows + 0.7), squeeze=False
-        )
-        for axis, name in zip(axes.flat, chunk, strict=False):
-            _panel(axis, name, layers[name])
-        for axis in axes.flat[len(chunk) :]:
-            axis.axis("off")
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
-        figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
-        figure.savefig(folder / f"layers-{page}.png", dpi=100, metadata={"Software": None})
-        plt.close(figure)
+        path = folder / f"layers-{page}.png"
+        draw_panels(path, {name: layers[name] for name in chunk}, columns=4)
         page += 1
 
 
+def draw_panels(path: Path, layers: Mapping[str, Mapping[str, Any]], columns: int) -> None:
+    """Draw layers, as `draw_clusters` takes them, side by side in one picture."""
+    columns = min(columns, len(layers))
+    rows = -(-len(layers) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.6 * columns, 2.1 * rows + 0.7), squeeze=False
+    )
+    for axis, (name, layer) in zip(axes.flat, layers.items(), strict=False):
+        _panel(axis, name, layer)
+    for axis in axes.flat[len(layers) :]:
+        axis.axis("off")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
+    _save(figure, path, dpi=100)
+
+
+def draw_quantizer(
+    path: Path, title: str, values: str, layer: Mapping[str, Any], shares: Sequence[float]
+) -> None:
+    """Draw the values that a quantizer is given, and beside them the levels that it makes of them.
+
+    Args:
+        path: of the PNG.
+        title: of the whole picture.
+        values: what the values are, such as weights.
+        layer: as `draw_clusters` takes it.
+        shares: of all values, 0 to 1, for each level.
+    """
+    clusters = Clusters.from_dict(layer["clusters"])
+    figure, (before, after) = plt.subplots(1, 2, figsize=(11, 4))
+    _distribution(before, layer["histogram"], clusters)
+    zeros = layer["histogram"]["zeros"]
+    apart = f"; not drawn: {100 * zeros:.3g} % zeros" if zeros > 0.005 else ""
+    before.set_title(f"before (β = {clusters.beta:.4g}{apart})", fontsize=11)
+    before.set_xlabel(f"{values}, all but the outermost 0.1 %")
+    before.set_ylabel(f"number of {values}")
+    before.yaxis.set_major_formatter("{x:,.0f}")
+    before.legend(frameon=False, fontsize=9)
+
+    levels = clusters.levels.values
+    few = len(levels) <= FEW
+    bars = after.bar(levels, [100 * share for share in shares], 0.8 if few else 1.0, color=LEVEL)
+    if few:
+        after.set_xticks(levels)
+        after.bar_label(bars, fmt="%.3g", fontsize=9)
+    else:
+        after.set_yscale("log")  # zeros are often half of all
+    after.set_title(f"after (α = {clusters.alpha:.4g})", fontsize=11)
+    after.set_xlabel("level, in units of α")
+    after.set_ylabel(f"share of {values} in %")
+    after.margins(y=0.1)
+    for axis in (before, after):
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    figure.suptitle(title, fontsize=13)
+    figure.tight_layout()
+    _save(figure, path, dpi=110)
+
+
 def _panel(axis: Axes, name: str, layer: Mapping[str, Any]) -> None:
-    histogram, clusters = layer["histogram"], Clusters.from_dict(layer["clusters"])
+    histogram = layer["histogram"]
+    _distribution(axis, histogram, Clusters.from_dict(layer["clusters"]))
+    zeros = f", {histogram['zeros']:.0%} zeros" if histogram["zeros"] > 0.005 else ""
+    axis.set_title(f"{name}{zeros}", fontsize=8)
+    axis.set_yticks([])
+    axis.tick_params(labelsize=7)
+    for side in ("top", "left", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _distribution(axis: Axes, histogram: Mapping[str, Any], clusters: Clusters) -> None:
+    """Values, the range that trimming leaves, thresholds, and levels times alpha."""
     edges = np.linspace(histogram["low"], histogram["high"], BINS + 1)
     axis.stairs(histogram["counts"], edges, fill=True, color=VALUES, label="values")
     width = max(edges[-1] - edges[0], 1e-12)
@@ -78,23 +141,28 @@ def _panel(axis: Axes, name: str, layer: Mapping[str, Any]) -> None:
         low = clusters.low if clusters.low > edges[0] else left
         axis.axvspan(left, low, color=TRIMMED, zorder=0, linewidth=0, label="trimmed")
         axis.axvspan(clusters.high, right, color=TRIMMED, zorder=0, linewidth=0)
+    few = len(clusters.levels.values) <= FEW
     for number, threshold in enumerate(clusters.thresholds):
-        label = "threshold" if number == 0 else None
         axis.axvline(
-            threshold / clusters.beta, color=THRESHOLD, linewidth=0.8, linestyle="--", label=label
+            threshold / clusters.beta,
+            ymin=0 if few else 0.94,  # many lines would hide the values
+            color=THRESHOLD,
+            linewidth=0.8 if few else 0.3,
+            linestyle="--" if few else "-",
+            label="threshold / β" if number == 0 else None,
         )
     levels = clusters.alpha * np.array(clusters.levels.values)
     axis.plot(
-        levels, np.zeros_like(levels), "^", color=LEVEL, clip_on=False, markersize=5, label="level"
+        levels,
+        np.zeros_like(levels),
+        "^" if few else "|",
+        color=LEVEL,
+        clip_on=False,
+        markersize=5,
+        label="level · α",
     )
-    axis.set_xlim(min(left, levels[0]), max(right, levels[-1]))
+    axis.set_xlim(min(left, levels.min()), max(right, levels.max()))
     axis.set_ylim(bottom=0)
-    zeros = f", {histogram['zeros']:.0%} zeros" if histogram["zeros"] > 0.005 else ""
-    axis.set_title(f"{name}{zeros}", fontsize=8)
-    axis.set_yticks([])
-    axis.tick_params(labelsize=7)
-    for side in ("top", "left", "right"):
-        axis.spines[side].set_visible(False)
 
 
 def draw_result(path: Path, stages: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
@@ -122,8 +190,14 @@ def draw_result(path: Path, stages: Mapping[str, tuple[str, Mapping[str, Any]]])
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    _save(figure, path, dpi=110)
+
+
+def _save(figure: Figure, path: Path, dpi: int) -> None:
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
     plt.close(figure)
+    write_bytes(path, content.getvalue())
 
 
 def _curve(path: Path) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qnet.data import DatasetInfo, Split
-from qnet.params import FpParams, QuantizedTrainingParams, load_params
+from qnet.params import ActivationsParams, FpParams, QuantizedTrainingParams, load_params
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,6 +23,13 @@ def fp_params() -> Callable[..., FpParams]:
 def weights_params() -> Callable[..., QuantizedTrainingParams]:
     """The section `weights` of the project's params.yaml, with these values changed."""
     section = load_params(ROOT / "params.yaml").weights
+    return lambda **changes: section.model_copy(update=changes)
+
+
+@pytest.fixture(scope="session")
+def activations_params() -> Callable[..., ActivationsParams]:
+    """The section `activations` of the project's params.yaml, with these values changed."""
+    section = load_params(ROOT / "params.yaml").activations
     return lambda **changes: section.model_copy(update=changes)
 
 

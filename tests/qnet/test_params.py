@@ -161,6 +161,12 @@ def test_byte_order_mark_is_skipped(load: Load) -> None:
 def test_a_stage_that_only_evaluates_needs_no_schedule(load: Load) -> None:
     params = load(changed(fp__epochs=0, fp__warmup_epochs=2, fp__schedule="step"))
     assert params.fp.epochs == 0
+    params = load(changed(activations__epochs=0, activations__frozen_epochs=2))
+    assert params.activations.frozen_epochs == 2
+
+
+def test_all_epochs_may_be_frozen(load: Load) -> None:
+    assert load(changed(activations__frozen_epochs=30)).activations.epochs == 30
 
 
 # What is refused, and how
@@ -207,6 +213,14 @@ def test_a_stage_that_only_evaluates_needs_no_schedule(load: Load) -> None:
         (
             {"fp__schedule": "step", "fp__decay_epochs": [9, 50]},
             "fp.decay_epochs ends with 50; it must be below epochs (40)",
+        ),
+        (
+            {"activations__frozen_epochs": 31},
+            "activations.frozen_epochs is 31; it must be at most epochs (30)",
+        ),
+        (
+            {"activations__frozen_epochs": 1, "activations__weights": "frozen"},
+            "activations.frozen_epochs is 1 and weights is frozen, in all epochs; set frozen_ep",
         ),
         ({"weights__level": 1}, "weights.level is not a parameter; did you mean weights.levels?"),
         ({"weights__foo": 1}, "weights.foo is not a parameter; remove it; known are epochs, "),

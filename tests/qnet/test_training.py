@@ -1,19 +1,22 @@
 """The loop: it learns, it is the same twice, and a run cut short goes on as if it had not been."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
 from qnet.data import Augment, Batches
 from qnet.errors import UserError
-from qnet.layers import insert_quantizers
+from qnet.layers import insert_quantizers, quantized_weights
 from qnet.levels import activation_levels, weight_levels
 from qnet.quantizer import Quantizer, quantizers
-from qnet.resume import ResumeFile
+from qnet.resume import ResumeFile, optimizer_tensors
 from qnet.runtime import Runtime
 from qnet.training import Trainer, TrainingData
 from tests.tiny import network
 
+AB = ("alpha", "beta")
 ALPHA, BETA = 0.08, 12.0  # so that the smallest third of the weights becomes 0
 CPU = Runtime(torch.device("cpu"), mixed=False)
 
@@ -115,6 +118,86 @@ def test_the_state_is_kept_after_every_so_many_epochs_and_the_last(params, data,
 
     trainer("fp", params("fp", epochs=5), data).fit(resume, look, save_every=2)
     assert kept == [0, 2, 2, 4, 5]
+
+
+@pytest.fixture
+def two_phases(activations_params):
+    """Two epochs with frozen weights and two with soft ones, whose gradient is exact."""
+
+    def section(**changes):
+        changes = {"epochs": 4, "frozen_epochs": 2, "warmup_epochs": 1, "lr": 0.05, **changes}
+        return activations_params(distillation=0.0, **changes)
+
+    return section
+
+
+def soft_weights(settings, data):
+    """A trainer with soft weights whose gradient follows T: all that freezing has to undo."""
+    run = trainer("activations", settings, data)
+    for quantizer in run.weight_quantizers:
+        quantizer.forward_mode, quantizer.backward_temperature = "soft", None
+    return run
+
+
+def weight_parameters(run):
+    """Copies of the quantized weights, their alpha and beta; the rest of the network."""
+    names = [f"{n}.{p}" for n in "36" for p in ("weight", *map("weight_quantizer.".__add__, AB))]
+    parameters = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    return {name: parameters.pop(name) for name in names}, parameters
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_weights_are_frozen_at_first_and_learn_afterwards(optimizer, two_phases, data):
+    run = soft_weights(two_phases(optimizer=optimizer, select_on="last"), data)
+    seen = [weight_parameters(run)]
+    history = run.fit(on_epoch=lambda _: seen.append(weight_parameters(run)))
+    for epoch, ((weights, others), (weights_after, others_after)) in enumerate(pairwise(seen)):
+        for name, before in weights.items():
+            assert torch.equal(before, weights_after[name]) == (epoch < 2), (name, epoch)
+        for name, before in others.items():
+            assert not torch.equal(before, others_after[name]), (name, epoch)
+    assert len(history.rows) == 4
+
+
+def test_frozen_epochs_are_those_of_frozen_weights(two_phases, data):
+    settings = two_phases(schedule="constant")
+    run = soft_weights(settings, data)
+    rows = run.fit().rows
+    model = model_of("activations")
+    for weight, quantizer in quantized_weights(model):
+        weight.requires_grad_(False)
+        quantizer.requires_grad_(False)
+    settings = settings.model_copy(update={"frozen_epochs": 0, "epochs": 2})
+    annealed = [q for _, q in quantizers(model)]
+    frozen = Trainer(model, settings, data, CPU, phase="x", seed=0, annealed=annealed)
+    assert rows[:2] == frozen.fit().rows
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("killed_after", [1, 2, 3, 4])
+def test_a_run_cut_short_in_either_phase_ends_the_same(
+    optimizer, killed_after, two_phases, data, tmp_path
+):
+    settings = two_phases(optimizer=optimizer)
+    whole = soft_weights(settings, data)
+    expected = whole.fit()
+
+    def kill(history):
+        if len(history.rows) == killed_after:
+            raise Killed
+
+    resume = ResumeFile(tmp_path / "run.safetensors")
+    with pytest.raises(Killed):
+        soft_weights(settings, data).fit(resume, kill)
+    resumed = soft_weights(settings, data)
+
+    assert resumed.fit(resume) == expected
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    ours, theirs = (optimizer_tensors(run.optimizer) for run in (whole, resumed))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
 
 
 def test_a_damaged_resume_file_is_a_fresh_start(params, data, tmp_path):

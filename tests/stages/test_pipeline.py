@@ -128,6 +128,17 @@ def test_a_line_and_a_state_for_every_so_many_epochs(workspace, finished):
     assert results(workspace, "train_fp") == results(finished, "train_fp")
 
 
+def test_a_run_killed_before_and_after_weights_thaw_ends_with_the_same_bytes(workspace):
+    changes = {"epochs": 6, "frozen_epochs": 2, "weights": "soft"}
+    write_params(workspace, **{f"activations__{name}": value for name, value in changes.items()})
+    run("train_activations", workspace)
+    expected = results(workspace, "train_activations")
+    kill_after("train_activations", workspace, epochs=1)
+    kill_after("train_activations", workspace, epochs=3)  # the line that it resumed, then two
+    assert "resumed after epoch" in run("train_activations", workspace)
+    assert results(workspace, "train_activations") == expected
+
+
 def test_a_killed_run_is_not_resumed_with_other_parameters(workspace):
     kill_after("train_fp", workspace, epochs=1)
     write_params(workspace, fp__lr=0.01)
