@@ -55,7 +55,7 @@ def main() -> None:
         [name, figure(median(found)), figure(extra)]
         for (name, found), extra in zip(seconds.items(), memory, strict=True)
     ]
-    print(table(["what", "seconds", "extra MB"], rows))
+    print(table(["what", "seconds", "extra MiB"], rows))
 
     sample, levels = relu_values(given.sample), _levels(given.bits)
     found = cluster(sample, levels, gamma=0.0, thresholds="clustered", scale="max")

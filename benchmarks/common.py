@@ -88,7 +88,7 @@ def timed(batches: Iterable[Item], seconds: list[float]) -> Iterator[Item]:
 def extra_memory(
     prepare: Callable[..., Callable[[], Any]], cases: Sequence[tuple[Any, ...]]
 ) -> list[float]:
-    """For each case, by how many MB (2^20 bytes) `prepare(*case)()` makes a process grow at most.
+    """For each case, by how many MiB `prepare(*case)()` makes a process grow at most.
 
     What `prepare` itself needs is not counted. Runs in a process of its own, in which malloc gives
     all large blocks back at once, so that a case finds nothing left over from the one before. Reads
@@ -114,7 +114,7 @@ def _growth(prepare: Callable[..., Callable[[], Any]], case: tuple[Any, ...]) ->
 
 
 def _memory(name: str) -> float:
-    """A figure of this process, in MB."""
+    """A figure of this process, in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) / 1024

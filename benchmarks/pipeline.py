@@ -67,7 +67,9 @@ def main() -> None:
             set_params(folder, changes)
         found, total = _repro(folder)
         imports = take_turns(
-            {stage: partial(_import, stage, folder) for stage in found}, given.imports
+            {stage: partial(_import, stage, folder) for stage in found},
+            given.imports,
+            warm_up=0,  # the stages have just run
         )
     print(
         f"{processors()} cores, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}; "

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--size", type=count, default=32, help="of an image (default: 32)")
     parser.add_argument("--batch", type=count, default=128, help="images (default: 128)")
     parser.add_argument("--epochs", type=count, default=6, help="of a run, 2 or more (default: 6)")
-    parser.add_argument("--repeats", type=count, default=3, help="runs of each (default: 3)")
+    parser.add_argument("--repeats", type=count, default=2, help="runs of each (default: 2)")
     given = parse(parser, {"epochs": 3, "repeats": 1})
     if given.epochs < 2:
         parser.error("--epochs must be 2 or more: the first one is left out")

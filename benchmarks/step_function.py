@@ -79,12 +79,12 @@ def main() -> None:
                 ]
             )  # fmt: skip
     print(
-        f"{given.values:,} values ({given.values * 4 / 2**20:.1f} MB in float32), "
+        f"{given.values:,} values ({given.values * 4 / 2**20:.1f} MiB in float32), "
         f"{torch.get_num_threads()} threads; median of {given.repeats} turns.\n"
     )
     head = [
         "function", "type", "thresholds", "copy ms", "forward ms", "backward ms",
-        "forward / copy", "backward / copy", "faster than textbook", "extra MB",
+        "forward / copy", "backward / copy", "faster than textbook", "extra MiB",
     ]  # fmt: skip
     print(table(head, rows, words=2))
 
