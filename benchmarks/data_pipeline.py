@@ -62,6 +62,9 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=count, default=5, help="of each (default: 5)")
     given = parse(parser, {"images": 2560, "pictures": 160, "picture_batch": 16, "repeats": 2})
+    for all_of_them, batch in (("images", "batch"), ("pictures", "picture_batch")):
+        if getattr(given, all_of_them) < 2 * getattr(given, batch):
+            parser.error(f"--{all_of_them} must make two batches or more: the first is left out")
 
     with tempfile.TemporaryDirectory() as folder:
         rows = [

@@ -2,11 +2,12 @@
 
 A step is loading and augmenting a batch, forward, backward, clipping, optimizer, of ResNet-20 on
 random images of CIFAR's shape. The baseline is `benchmarks/textbook.py`: as the published code has
-it, in float32, with activations quantized after all 19 ReLUs. This project runs as params.yaml
-says, in its own loop over images in memory, with activations quantized at the inputs of its 18
-quantized layers, and without distillation unless said otherwise: the baseline has none. All take
-turns in one process that flushes denormal numbers to zero. Memory is what a process grows by at
-most during two steps, beyond libraries and data, workers left out.
+it, in float32, with activations quantized after all 19 ReLUs. This project trains in its own loop
+over images in memory, with the optimizer and the arithmetic of params.yaml; quantizers are as they
+come (hard, gradient at temperature 4) and stand at the inputs of 18 layers. It does not distil
+unless said otherwise: the baseline does not. All take turns in one process that flushes denormal
+numbers to zero. Memory is what a process grows by at most during two steps, beyond libraries and
+data, workers left out.
 
     python -m benchmarks.training_step
 """
@@ -40,6 +41,7 @@ from benchmarks.common import (
 from qnet import (
     Clusters,
     Quantizer,
+    UserError,
     activation_histograms,
     activation_levels,
     activation_sites,
@@ -78,15 +80,14 @@ def main() -> None:
         description="Seconds and memory of a training step, against a textbook baseline."
     )
     parser.add_argument(
-        "--phases", nargs="+", default=PHASES, metavar="W/A", help=f"default: {' '.join(PHASES)}"
-    )
+        "--phases", type=_phase, nargs="+", default=PHASES, metavar="W/A",
+        help=f"fp, or bits of weights and of activations; default: {' '.join(PHASES)}",
+    )  # fmt: skip
     parser.add_argument("--batch", type=count, default=256, help="images (default: 256)")
     parser.add_argument("--steps", type=count, default=3, help="in a turn (default: 3)")
     parser.add_argument("--repeats", type=count, default=3, help="turns of each (default: 3)")
     parser.add_argument("--threads", type=count, help="default: as PyTorch chooses (all)")
     given = parse(parser, {"phases": ["fp", "1/2", "1/4"], "batch": 64, "steps": 1, "repeats": 2})
-    for phase in given.phases:
-        _levels(phase)  # so that a wrong one is told before work starts
 
     setting = Setting(given.batch, given.steps, given.threads or "auto")
     contestants: dict[str, Block] = {}
@@ -99,6 +100,7 @@ def main() -> None:
     seconds = {name: median(chain(*found)) for name, found in turns.items()}
     cases = [(make, phase, setting) for phase in given.phases for make in (baseline, ours)]
     memory = extra_memory(_warm, cases)
+    _loader.cache_clear()  # ends its workers
 
     own_fp = seconds.get("fp ours", math.nan)
     own_fp_memory = memory[1 + 2 * given.phases.index("fp")] if "fp" in given.phases else math.nan
@@ -197,6 +199,14 @@ def _warm(make: Callable[[str, Setting], Block], phase: str, setting: Setting) -
     small = replace(setting, batch=2, steps=1, workers=0)
     make(phase, small)()
     return make(phase, replace(small, batch=setting.batch))
+
+
+def _phase(text: str) -> str:
+    try:
+        _levels(text)
+    except (UserError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not fp or such as 1/2 or 3pm2/32") from error
+    return text
 
 
 def _levels(phase: str) -> tuple[Any, Any]:
