@@ -55,6 +55,7 @@ def main() -> None:
         changes = {
             "data.size": given.size, "runtime.device": "cpu", "fp.batch_size": given.batch,
             "fp.epochs": given.epochs, "fp.warmup_epochs": 0, "fp.lr": 0.01,
+            "runtime.processes": 1,
         }  # fmt: skip
         set_params(folder, changes)
         _stage("prepare", folder)
