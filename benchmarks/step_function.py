@@ -45,7 +45,7 @@ def main() -> None:
         help=f"default: {' '.join(map(str, THRESHOLDS))}",
     )  # fmt: skip
     parser.add_argument("--values", type=count, default=VALUES, help=f"default: {VALUES}")
-    parser.add_argument("--repeats", type=count, default=7, help="of each (default: 7)")
+    parser.add_argument("--repeats", type=count, default=5, help="of each (default: 5)")
     given = parse(parser, {"values": VALUES // 8, "repeats": 3})
 
     kinds: list[tuple[Function, torch.dtype]] = [
