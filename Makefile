@@ -1,11 +1,12 @@
-# make repro: the whole pipeline.  make test: lint, types, tests.  Both install what they need first.
+# make repro: the whole pipeline.  make test: lint, types, tests.  make bench: docs/performance.md.
+# Each installs what it needs first.
 
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test install clean
+.PHONY: repro test bench install clean
 
 repro: $(INSTALLED)
 	dvc repro
@@ -16,6 +17,9 @@ test: $(INSTALLED)
 	ruff format --check .
 	mypy
 	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
+
+bench: $(INSTALLED)
+	python -m benchmarks.all
 
 install: $(INSTALLED)
 

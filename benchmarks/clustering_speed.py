@@ -1,65 +1,127 @@
-"""How long `qnet.cluster` takes for many values, how much memory, and how exact it is.
+"""How long clustering takes, how much memory, and how exact it is.
 
-Values are drawn as a ReLU leaves them: half zero, half the positive half of a normal distribution.
-Inertia is compared with scikit-learn's k-means on raw values, on a sample small enough for it.
+First many values at once, as a ReLU leaves them: half zero, half the positive half of a normal
+distribution. Then the thresholds of the 19 ReLUs of ResNet-20 from images of CIFAR's shape, the
+forward pass included. Last the inertia, against scikit-learn's k-means on raw values, on a sample
+small enough for it.
 
-    python benchmarks/clustering_speed.py
+    python -m benchmarks.clustering_speed
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
 import time
+from collections.abc import Callable
 
 import numpy as np
+import torch
 from sklearn.cluster import KMeans
 
-from qnet import activation_levels, cluster
+from benchmarks.common import count, extra_memory, figure, median, parse, table, take_turns
+from qnet import (
+    LevelSet,
+    activation_histograms,
+    activation_levels,
+    activation_sites,
+    cluster,
+)
+from qnet.models import build_model
+
+BATCH = 100  # images that the network sees at once, as in the stage
 
 
 def main() -> None:
-    """Draw the values, cluster them several times, print the figures."""
+    """Cluster the values and the activations several times, print the figures."""
     parser = argparse.ArgumentParser(description="Time and memory of clustering, and its inertia.")
-    parser.add_argument("--count", type=int, default=20_000_000, help="values (default: 20000000)")
-    parser.add_argument("--bits", type=int, default=4, help="2^bits clusters (default: 4)")
-    parser.add_argument("--runs", type=int, default=5, help="of which the median (default: 5)")
-    arguments = parser.parse_args()
+    parser.add_argument("--count", type=count, default=20_000_000, help="values (20000000)")
+    parser.add_argument("--images", type=count, default=1000, help="images (default: 1000)")
+    parser.add_argument("--bits", type=count, default=4, help="2^bits clusters (default: 4)")
+    parser.add_argument("--sample", type=count, default=200_000, help="of k-means (200000)")
+    parser.add_argument("--repeats", type=count, default=5, help="of which the median (default: 5)")
+    given = parse(parser, {"count": 2_000_000, "images": 200, "sample": 50_000, "repeats": 2})
 
-    levels = activation_levels(arguments.bits)
-    assert levels is not None
-    values = relu_values(arguments.count)
-    before = peak_memory()
-    seconds = []
-    for _ in range(arguments.runs):
-        start = time.perf_counter()
-        cluster(values, levels, thresholds="clustered", scale="max")
-        seconds.append(time.perf_counter() - start)
-    extra = peak_memory() - before
+    cases = {
+        f"{given.count:,} values": (many_values, given.count, given.bits),
+        f"19 sites, {given.images:,} images": (network, given.images, given.bits),
+    }
+    memory = extra_memory(_warm, list(cases.values()))
+    seconds = take_turns({name: _prepare(*case) for name, case in cases.items()}, given.repeats)
     print(
-        f"{arguments.count:,} values into {len(levels.values)} clusters: median "
-        f"{statistics.median(seconds):.2f} s of {arguments.runs} runs, {extra:.0f} MB extra memory"
+        f"Into {2**given.bits} clusters, {torch.get_num_threads()} threads; "
+        f"median of {given.repeats} turns.\n"
     )
+    rows = [
+        [name, figure(median(found)), figure(extra)]
+        for (name, found), extra in zip(seconds.items(), memory, strict=True)
+    ]
+    print(table(["what", "seconds", "extra MiB"], rows))
 
-    sample = relu_values(200_000)
+    sample, levels = relu_values(given.sample), _levels(given.bits)
     found = cluster(sample, levels, gamma=0.0, thresholds="clustered", scale="max")
     exact = KMeans(len(levels.values), n_init=10, random_state=0).fit(
         found.beta * sample[:, None].astype(np.float64)
     )
     ratio = found.inertia / (exact.inertia_ / len(sample))
-    print(f"inertia over that of k-means on {len(sample):,} raw values: {ratio:.5f}")
+    print(f"\nInertia over that of k-means on {len(sample):,} raw values: {ratio:.5f}")
 
 
-def relu_values(count: int) -> np.ndarray:
-    """Float32 [count], half of them zero."""
-    values = np.random.default_rng(0).standard_normal(count, dtype=np.float32)
+def many_values(number: int, bits: int) -> Callable[[], None]:
+    """Values of one layer, by k-means."""
+    values, levels = relu_values(number), _levels(bits)
+
+    def run() -> None:
+        cluster(values, levels, thresholds="clustered", scale="max")
+
+    return run
+
+
+def network(images: int, bits: int) -> Callable[[], None]:
+    """The outputs of ResNet-20's ReLUs while it sees the images, by k-means."""
+    torch.manual_seed(0)
+    model = build_model("resnet20", classes=10, channels=3, size=32)
+    batches, levels = torch.randn(images, 3, 32, 32).split(BATCH), _levels(bits)
+
+    def run() -> None:
+        seen = activation_histograms(model, activation_sites(model, "relu"), batches)
+        for histogram in seen.values():
+            cluster(histogram, levels, thresholds="clustered", scale="max")
+
+    return run
+
+
+def relu_values(number: int) -> np.ndarray:
+    """Float32 [number], half of them zero."""
+    values = np.random.default_rng(0).standard_normal(number, dtype=np.float32)
     return np.maximum(values, 0, out=values)
 
 
-def peak_memory() -> float:
-    """The most memory that the process has held so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _levels(bits: int) -> LevelSet:
+    levels = activation_levels(bits)
+    assert levels is not None
+    return levels
+
+
+def _prepare(
+    make: Callable[[int, int], Callable[[], None]], number: int, bits: int
+) -> Callable[[], float]:
+    """Seconds of a run."""
+    run = make(number, bits)
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    return seconds
+
+
+def _warm(
+    make: Callable[[int, int], Callable[[], None]], number: int, bits: int
+) -> Callable[[], None]:
+    """The run, after a small one that loads what is loaded at first use."""
+    make(BATCH, bits)()
+    return make(number, bits)
 
 
 if __name__ == "__main__":

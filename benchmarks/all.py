@@ -1,0 +1,78 @@
+"""Run every benchmark of speed and write docs/performance.md: the machine, and a table of each.
+
+python -m benchmarks.all
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from importlib import import_module
+
+from benchmarks.common import ROOT, machine
+from qnet.files import write_text
+
+BENCHMARKS = {
+    "training_step": "A training step",
+    "step_function": "The step function",
+    "clustering_speed": "Clustering",
+    "data_pipeline": "Loading images",
+    "processes": "Several processes",
+    "pipeline": "The whole pipeline",
+}
+OUT = ROOT / "docs" / "performance.md"
+HEAD = """# Performance
+
+Written by `{command}`. Figures are medians of repeated runs, and ratios compare runs that took
+turns within one benchmark; another machine gives others.
+
+{machine}
+"""
+
+
+def main() -> None:
+    """Run them one after another; one that fails says so in its place and in the exit status."""
+    parser = argparse.ArgumentParser(description="Run all benchmarks and write their tables.")
+    parser.add_argument(
+        "--quick", action="store_true", help="rough figures, printed and not written"
+    )
+    quick = ["--quick"] if parser.parse_args().quick else []
+
+    command = " ".join(["python -m benchmarks.all", *quick]) if quick else "make bench"
+    parts = [HEAD.format(command=command, machine="\n".join(f"- {x}" for x in machine()))]
+    failed = []
+    for name, title in BENCHMARKS.items():
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}", *quick],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        output = done.stdout.strip()
+        if done.returncode != 0:
+            failed.append(name)
+            output = f"It failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+            print(done.stderr, file=sys.stderr)
+        print(f"{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+        parts.append(section(name, title, quick, output))
+    document = "\n".join(parts)
+    if quick:
+        print(document)
+    else:
+        write_text(OUT, document)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def section(name: str, title: str, options: list[str], output: str) -> str:
+    """A benchmark's part of the document: what it is, its command, what it printed."""
+    about = import_module(f"benchmarks.{name}").__doc__ or ""
+    text = about.rsplit("\n\n", 1)[0]  # the last paragraph is the command
+    command = " ".join([f"python -m benchmarks.{name}", *options])
+    return f"## {title}\n\n{text}\n\n```sh\n{command}\n```\n\n{output}\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""What the benchmarks share: options, fair turns, peak memory, a clone to work in, tables."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from unittest import mock
+
+import yaml
+
+from qnet.params import load_params
+from qnet.runtime import Runtime, start
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pillow", "dvc")
+
+Key = TypeVar("Key")
+Item = TypeVar("Item")
+
+
+def parse(parser: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argparse.Namespace:
+    """The command line; `--quick` changes the defaults to these."""
+    settings = ", ".join(f"{name} {value}" for name, value in quick.items())
+    parser.add_argument("--quick", action="store_true", help=f"other defaults: {settings}")
+    if parser.parse_args().quick:
+        parser.set_defaults(**quick)
+    return parser.parse_args()
+
+
+def count(text: str) -> int:
+    """A whole number from 1, for `argparse`."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def start_runtime(threads: int | Literal["auto"] = "auto") -> Runtime:
+    """This process set up as a stage sets itself up by params.yaml, but on the processor."""
+    params = load_params(ROOT / "params.yaml").runtime
+    return start(params.model_copy(update={"device": "cpu", "threads": threads}))
+
+
+def take_turns(
+    contestants: Mapping[Key, Callable[[], Item]], repeats: int, warm_up: int = 1
+) -> dict[Key, list[Item]]:
+    """What each gives in `repeats` rounds, A B C A B C, so that a slow moment falls on all alike.
+
+    The results of `warm_up` rounds before are thrown away.
+    """
+    found: dict[Key, list[Item]] = {name: [] for name in contestants}
+    for number in range(warm_up + repeats):
+        for name, contestant in contestants.items():
+            result = contestant()
+            if number >= warm_up:
+                found[name].append(result)
+    return found
+
+
+def timed(batches: Iterable[Item], seconds: list[float]) -> Iterator[Item]:
+    """The batches. Notes how long each but the first took, from being asked for to the next one.
+
+    So the first warms up: libraries load, and worker processes fill their queues.
+    """
+    started = time.perf_counter()
+    for number, batch in enumerate(batches):
+        yield batch
+        now = time.perf_counter()
+        if number > 0:
+            seconds.append(now - started)
+        started = now
+
+
+def extra_memory(
+    prepare: Callable[..., Callable[[], Any]], cases: Sequence[tuple[Any, ...]]
+) -> list[float]:
+    """For each case, by how many MiB `prepare(*case)()` makes a process grow at most.
+
+    What `prepare` itself needs is not counted. Runs in a process of its own, in which malloc gives
+    all large blocks back at once, so that a case finds nothing left over from the one before. Reads
+    /proc, so elsewhere than on Linux the figures are NaN.
+    """
+    if not Path("/proc/self/status").exists():
+        return [math.nan] * len(cases)
+    with (
+        mock.patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**17)),
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+    ):
+        return [process.submit(_growth, prepare, case).result() for case in cases]
+
+
+def _growth(prepare: Callable[..., Callable[[], Any]], case: tuple[Any, ...]) -> float:
+    run = prepare(*case)
+    gc.collect()
+    with suppress(OSError):  # some containers forbid it: then the peak of `prepare` counts too
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is there now
+    before = _memory("VmRSS")
+    run()
+    return max(0.0, _memory("VmHWM") - before)
+
+
+def _memory(name: str) -> float:
+    """A figure of this process, in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    return math.nan
+
+
+def clone(folder: Path) -> None:
+    """Clone the last commit into `folder`."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+
+
+def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Set each `section.name` in the params.yaml of `folder`.
+
+    Raises:
+        SystemExit: it has no such parameter.
+    """
+    file = folder / "params.yaml"
+    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for name, value in changes.items():
+        section, leaf = name.split(".")
+        if leaf not in tree[section]:
+            raise SystemExit(f"params.yaml of the last commit has no {name}")
+        tree[section][leaf] = value
+    file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+
+
+def in_clone(folder: Path) -> dict[str, str]:
+    """The environment in which the clone's own code runs, whatever is installed."""
+    return {**os.environ, "PYTHONPATH": str(folder), "PYTHONUNBUFFERED": "1"}
+
+
+def epoch_seconds(line: str) -> float | None:
+    """How long an epoch took, if this line that a training stage prints tells of one."""
+    found = re.search(r" epoch +\d+ .*?([\d.]+) s\b", line)
+    return float(found[1]) if found else None
+
+
+def machine() -> list[str]:
+    """Processor, memory, versions and commit, a line each."""
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(x.split(": ")[1] for x in lines if x.startswith("model name"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [
+        f"{processor}, {processors()} logical cores, {memory:.0f} GiB memory",
+        f"load when it began: {os.getloadavg()[0]:.2f}",
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}, {packages}",
+        f"commit `{described.stdout.strip()}`",
+    ]
+
+
+def processors() -> int:
+    """Logical cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def median(values: Iterable[float]) -> float:
+    """The median, to print."""
+    return statistics.median(values)
+
+
+def figure(value: float, unit: str = "") -> str:
+    """Three significant digits, without an exponent; a dash for NaN."""
+    if math.isnan(value):
+        return "–"
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{digits}f}{unit}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A table in Markdown; all but the first `words` columns are numbers, set to the right."""
+    lines = [head, ["---"] * words + ["--:"] * (len(head) - words), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

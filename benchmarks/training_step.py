@@ -1,0 +1,246 @@
+"""How long a training step takes in each phase, how much memory, and against a textbook baseline.
+
+A step is loading and augmenting a batch, forward, backward, clipping, optimizer, of ResNet-20 on
+random images of CIFAR's shape. The baseline is `benchmarks/textbook.py`: as the published code has
+it, in float32, with activations quantized after all 19 ReLUs. This project trains in its own loop
+over images in memory, with the optimizer and the arithmetic of params.yaml; quantizers are as they
+come (hard, gradient at temperature 4) and stand at the inputs of 18 layers. It does not distil
+unless said otherwise: the baseline does not. All take turns in one process that flushes denormal
+numbers to zero. Memory is what a process grows by at most during two steps, beyond libraries and
+data, workers left out.
+
+    python -m benchmarks.training_step
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain, islice
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import textbook
+from benchmarks.common import (
+    ROOT,
+    count,
+    extra_memory,
+    figure,
+    median,
+    parse,
+    start_runtime,
+    table,
+    take_turns,
+    timed,
+)
+from qnet import (
+    Clusters,
+    Quantizer,
+    UserError,
+    activation_histograms,
+    activation_levels,
+    activation_sites,
+    cluster,
+    insert_quantizers,
+    quantizable_layers,
+    quantizers,
+    weight_levels,
+)
+from qnet.data import Augment, Batches, DatasetInfo, Split
+from qnet.models import build_model
+from qnet.params import load_params
+from qnet.training import Trainer, TrainingData
+
+PHASES = ["fp", "1/32", "4/32", "1/1", "1/2", "1/4"]
+CLASSES, SIZE, PAD = 10, 32, 4
+QUEUED = 4  # batches that two workers keep ready: the loader must not run dry at the end
+
+Block = Callable[[], list[float]]
+"""A step to warm up and then some; gives the seconds of each of these."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all contestants."""
+
+    batch: int
+    steps: int
+    threads: Any  # a number, or "auto"
+    workers: int = 2  # of the baseline
+
+
+def main() -> None:
+    """Let project and baseline take turns, and print the table."""
+    parser = argparse.ArgumentParser(
+        description="Seconds and memory of a training step, against a textbook baseline."
+    )
+    parser.add_argument(
+        "--phases", type=_phase, nargs="+", default=PHASES, metavar="W/A",
+        help=f"fp, or bits of weights and of activations; default: {' '.join(PHASES)}",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=count, default=256, help="images (default: 256)")
+    parser.add_argument("--steps", type=count, default=2, help="in a turn (default: 2)")
+    parser.add_argument("--repeats", type=count, default=3, help="turns of each (default: 3)")
+    parser.add_argument("--threads", type=count, help="default: as PyTorch chooses (all)")
+    given = parse(parser, {"phases": ["fp", "1/2", "1/4"], "batch": 64, "steps": 1, "repeats": 2})
+
+    setting = Setting(given.batch, given.steps, given.threads or "auto")
+    contestants: dict[str, Block] = {}
+    for phase in given.phases:
+        contestants[f"{phase} baseline"] = baseline(phase, setting)
+        contestants[f"{phase} ours"] = ours(phase, setting)
+        if phase != "fp":
+            contestants[f"{phase} distilled"] = ours(phase, setting, distilled=True)
+    turns = take_turns(contestants, given.repeats, warm_up=0)  # each turn has its own
+    seconds = {name: median(chain(*found)) for name, found in turns.items()}
+    cases = [(make, phase, setting) for phase in given.phases for make in (baseline, ours)]
+    memory = extra_memory(_warm, cases)
+    _loader.cache_clear()  # ends its workers
+
+    own_fp = seconds.get("fp ours", math.nan)
+    own_fp_memory = memory[1 + 2 * given.phases.index("fp")] if "fp" in given.phases else math.nan
+    rows = []
+    for place, phase in enumerate(given.phases):
+        theirs, mine = seconds[f"{phase} baseline"], seconds[f"{phase} ours"]
+        their_memory, my_memory = memory[2 * place : 2 * place + 2]
+        distilled = seconds.get(f"{phase} distilled", math.nan)
+        rows.append(
+            [
+                phase, figure(theirs), figure(mine), figure(theirs / mine, "×"),
+                figure(mine / own_fp, "×"), figure(distilled), figure(their_memory),
+                figure(my_memory), figure(their_memory / my_memory, "×"),
+                figure(my_memory / own_fp_memory, "×"),
+            ]
+        )  # fmt: skip
+    precision = "bfloat16 (mixed)" if start_runtime(setting.threads).mixed else "float32"
+    print(
+        f"Batch {given.batch}, {torch.get_num_threads()} threads, this project in {precision}; "
+        f"median of {given.repeats} × {given.steps} steps.\n"
+    )
+    head = [
+        "W/A", "baseline s", "ours s", "faster", "of own fp", "with distillation s",
+        "baseline MiB", "ours MiB", "less", "of own fp",
+    ]  # fmt: skip
+    print(table(head, rows))
+
+
+def ours(phase: str, setting: Setting, distilled: bool = False) -> Block:
+    """The project's own loop, with the parameters of its params.yaml."""
+    params = load_params(ROOT / "params.yaml")
+    runtime = start_runtime(setting.threads)
+    activations = _levels(phase)[1]
+    section = "fp" if phase == "fp" else "weights" if activations is None else "activations"
+    changes = {"epochs": 1, "warmup_epochs": 0, "lr": textbook.LR, "schedule": "constant"}
+    changes |= {"batch_size": setting.batch, "select_on": "validation"}
+    if section != "fp" and not distilled:
+        changes["distillation"] = 0.0
+    model, *found = _network(phase, sites="input")
+    of_weights, of_activations = (
+        {name: Quantizer.from_clusters(clusters) for name, clusters in kind.items()}
+        for kind in found
+    )
+    insert_quantizers(model, weights=of_weights, activations=of_activations)
+    info = DatasetInfo(
+        name="random", classes=tuple("0123456789"), size=SIZE, channels=3,
+        mean=textbook.MEAN, std=textbook.STD, counts={}, flip=True,
+    )  # fmt: skip
+    sources = [
+        Batches(_images(images), info, batch_size=batch, device=runtime.device, augment=augment)
+        for images, batch, augment in (
+            (setting.batch * (setting.steps + 1), setting.batch, Augment(PAD, flip=True)),
+            (8, 8, None),  # validation, which is not timed
+        )
+    ]
+    seconds: list[float] = []
+    trainer = Trainer(
+        model, getattr(params, section).model_copy(update=changes), TrainingData(*sources), runtime,
+        phase=section, seed=0, teacher=_network("fp", sites="input")[0] if distilled else None,
+        annealed=[quantizer for _, quantizer in quantizers(model)],
+        progress=lambda batches, count, title: timed(batches, seconds),
+    )  # fmt: skip
+
+    def block() -> list[float]:
+        seconds.clear()
+        trainer.fit()
+        return list(seconds)
+
+    return block
+
+
+def baseline(phase: str, setting: Setting) -> Block:
+    """The published way."""
+    start_runtime(setting.threads)
+    training = textbook.Training(*_network(phase, sites="relu"))
+    batches = _loader(setting)
+
+    def block() -> list[float]:
+        seconds: list[float] = []
+        training.train(timed(islice(batches, setting.steps + 1), seconds))
+        return seconds
+
+    return block
+
+
+@lru_cache
+def _loader(setting: Setting) -> Iterable[tuple[Tensor, Tensor]]:
+    """One for all phases: starting workers takes seconds."""
+    split = _images(setting.batch)
+    length = setting.batch * (setting.steps + 1 + QUEUED)
+    return textbook.loader(split.images, split.labels, setting.batch, length, setting.workers)
+
+
+def _warm(make: Callable[[str, Setting], Block], phase: str, setting: Setting) -> Block:
+    """Two steps of this batch, after tiny ones that load what is loaded at first use."""
+    small = replace(setting, batch=2, steps=1, workers=0)
+    make(phase, small)()
+    return make(phase, replace(small, batch=setting.batch))
+
+
+def _phase(text: str) -> str:
+    try:
+        _levels(text)
+    except (UserError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not fp or such as 1/2 or 3pm2/32") from error
+    return text
+
+
+def _levels(phase: str) -> tuple[Any, Any]:
+    """Level sets of weights and activations; None for full precision."""
+    weights, _, activations = ("32/32" if phase == "fp" else phase).partition("/")
+    return (
+        None if weights == "32" else weight_levels(int(weights) if weights.isdigit() else weights),
+        None if activations == "32" else activation_levels(int(activations)),
+    )
+
+
+def _network(
+    phase: str, sites: Literal["input", "relu"]
+) -> tuple[nn.Module, dict[str, Clusters], dict[str, Clusters]]:
+    """ResNet-20, and where the quantizers of its weights and activations start."""
+    torch.manual_seed(0)
+    model = build_model("resnet20", classes=CLASSES, channels=3, size=SIZE)
+    of_weights, of_activations = _levels(phase)
+    weights, activations = {}, {}
+    if of_weights is not None:
+        for name in quantizable_layers(model):
+            weights[name] = cluster(model.get_parameter(f"{name}.weight"), of_weights)
+    if of_activations is not None:
+        images = torch.randn(16, 3, SIZE, SIZE)
+        seen = activation_histograms(model, activation_sites(model, sites), [images])
+        activations = {name: cluster(values, of_activations) for name, values in seen.items()}
+    return model, weights, activations
+
+
+def _images(number: int) -> Split:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (number, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    return Split(images, torch.randint(CLASSES, (number,), generator=generator))
+
+
+if __name__ == "__main__":
+    main()
