@@ -29,6 +29,7 @@ from qnet.params_types import (
     PositiveOrNone,
     PositiveOrZero,
     Pretrained,
+    Processes,
     Seed,
     Share,
     ShareAboveZero,
@@ -188,6 +189,7 @@ class RuntimeParams(Section):
 
     device: Device
     precision: Literal["auto", "float32", "bfloat16"]
+    processes: Processes
     threads: Threads
     workers: Workers
 
