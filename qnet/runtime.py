@@ -92,8 +92,8 @@ def _own_device(name: str, device: torch.device) -> torch.device:
         )
     if local_rank() >= torch.cuda.device_count():
         raise UserError(
-            f"runtime.processes: {local_world()} on this machine, which has "
-            f"{torch.cuda.device_count()} CUDA devices; use auto"
+            f"runtime.processes is {local_world()}, and this machine has "
+            f"{torch.cuda.device_count()} CUDA devices; use auto, or set runtime.device to cpu"
         )
     torch.cuda.set_device(local_rank())
     return torch.device("cuda", local_rank())

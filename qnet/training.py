@@ -141,8 +141,8 @@ class Trainer:
         done = len(history.rows)
         if total([done])[0] != done * world():
             raise UserError(
-                f"process {rank()} resumes after epoch {done} and others do not; all machines need "
-                "the same files: start in one folder that they share"
+                f"process {rank() + 1} resumes after epoch {done} and others do not; all machines "
+                "need the same files: start in one folder that they share"
             )
         share_state(self.model)
 

@@ -87,6 +87,7 @@ def _launch(stage: Stage, params: Params) -> None:
             run_id=RUN,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",  # any free port
+            local_addr="localhost",  # a machine's own name may lead nowhere
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )

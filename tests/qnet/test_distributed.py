@@ -225,7 +225,7 @@ def test_sums_and_parts(both):
 
 
 def test_machines_that_do_not_share_a_folder_are_told_so(both):
-    assert "process 1 resumes after epoch 0 and others do not" in both[1]["disagree"]
+    assert "process 2 resumes after epoch 0 and others do not" in both[1]["disagree"]
 
 
 def test_parts_make_up_the_whole():

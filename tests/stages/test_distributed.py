@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import stages.data
 from qnet.params import load_params
 from qnet.runtime import processes
 from tests.pipeline import run, start, write_params
@@ -43,9 +44,18 @@ def figures(folder: Path) -> list[dict[str, float]]:
 
 def children(pid: int) -> list[int]:
     listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], stdout=subprocess.PIPE, text=True, check=True
+        ["ps", "-A", "-o", "pid=,ppid="], stdout=subprocess.PIPE, text=True, check=True
     )
-    return [int(line) for line in listed.stdout.split()]
+    pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
+    return [child for child, parent in pairs if parent == pid]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_two_processes_one_killed_then_resumed_end_as_one_process(prepared, workspace):
@@ -61,8 +71,7 @@ def test_two_processes_one_killed_then_resumed_end_as_one_process(prepared, work
     message = "error: process 2 of 2 ended by signal 9; if memory ran out, use fewer"
     assert lines[-1].startswith(message)
     assert [line for line in lines if " epoch " not in line] == lines[-1:]
-    with pytest.raises(ProcessLookupError):  # no survivor
-        os.kill(first, 0)
+    assert not alive(first)
 
     process = start("train_fp", workspace)
     output = process.communicate(timeout=120)[0]
@@ -108,9 +117,16 @@ def test_processes_whose_launcher_is_killed_end(workspace):
     process.wait()
     process.stdout.close()
     deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+    while any(alive(pid) for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_fewer_images_than_processes(prepared, monkeypatch):
+    monkeypatch.setattr(stages.data, "world", lambda: 86)
+    assert "fp.batch_size is 85, and 86 processes share each batch" in run(
+        "train_fp", prepared, status=2
+    )
 
 
 @pytest.mark.parametrize(
