@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qnet.data import BatchSource
+from qnet.distributed import total
 from qnet.runtime import Runtime
 
 
@@ -28,11 +29,12 @@ class Scores:
         self.count += len(labels)
 
     def read(self) -> dict[str, float]:
-        """Mean `loss` in nats, `top1` and `top5` in percent."""
-        if self.sums is None:
+        """Mean `loss` in nats, `top1` and `top5` in percent, over the images of all processes."""
+        sums = [0.0, 0.0, 0.0] if self.sums is None else self.sums.tolist()
+        loss, top1, top5, count = total([*sums, self.count])
+        if count == 0:
             raise ValueError("no batch was scored")
-        loss, top1, top5 = (self.sums / self.count).tolist()
-        return {"loss": loss, "top1": 100 * top1, "top5": 100 * top5}
+        return {"loss": loss / count, "top1": 100 * (top1 / count), "top5": 100 * (top5 / count)}
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from qnet.params_types import (
     PositiveOrNone,
     PositiveOrZero,
     Pretrained,
+    Processes,
     Seed,
     Share,
     ShareAboveZero,
@@ -205,6 +206,7 @@ class RuntimeParams(Section):
 
     device: Device
     precision: Literal["auto", "float32", "bfloat16"]
+    processes: Processes
     threads: Threads
     workers: Workers
     compile: Switch

@@ -76,6 +76,7 @@ Threads = Annotated[
     Annotated[int, Field(ge=1, le=1024)] | Literal["auto"],
     Field(description="a whole number from 1 to 1024, or auto"),
 ]
+Processes = Threads
 
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", description="text on one line")]
 Device = Annotated[

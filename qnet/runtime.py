@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qnet.distributed import local_rank, local_world, world
 from qnet.errors import UserError
 from qnet.fused import use_compiled
 from qnet.params import RuntimeParams
@@ -31,10 +32,12 @@ def start(params: RuntimeParams) -> Runtime:
     """Set up the process as `params` say.
 
     Raises:
-        UserError: `runtime.device` names a device that this machine does not have.
+        UserError: `runtime.device` names a device that this machine does not have, or does not
+            have for each of the processes.
     """
-    if params.threads != "auto":
-        torch.set_num_threads(params.threads)
+    if params.threads != "auto" or local_world() > 1:
+        threads = torch.get_num_threads() if params.threads == "auto" else params.threads
+        torch.set_num_threads(max(1, threads // local_world()))
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory finds uses of uninitialised values, and makes a step a third slower.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -42,9 +45,17 @@ def start(params: RuntimeParams) -> Runtime:
     torch.set_flush_denormal(True)  # gradients far from a threshold are tiny, and slow otherwise
     device = _device(params.device)
     workers = _processors() if params.workers == "auto" else params.workers
+    workers = -(-workers // local_world())
     if params.precision == "auto":
         return Runtime(device, _has_bfloat16(device), workers)
     return Runtime(device, params.precision == "bfloat16", workers)
+
+
+def processes(params: RuntimeParams) -> int:
+    """How many processes of this machine train together."""
+    if params.processes != "auto":
+        return params.processes
+    return max(1, torch.cuda.device_count()) if params.device in ("auto", "cuda") else 1
 
 
 def seed_for(seed: int, *names: str | int) -> int:
@@ -59,8 +70,11 @@ def seed_for(seed: int, *names: str | int) -> int:
 def _device(name: str) -> torch.device:
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
-    device = torch.device(name)
+        device = accelerator if accelerator is not None else torch.device("cpu")
+    else:
+        device = torch.device(name)
+    if world() > 1 and device.type != "cpu":
+        return _own_device(name, device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"runtime.device is {name}, and this machine has {torch.cuda.device_count()} CUDA "
@@ -69,6 +83,22 @@ def _device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("runtime.device is mps, and this machine has none; use auto or cpu")
     return device
+
+
+def _own_device(name: str, device: torch.device) -> torch.device:
+    """The CUDA device of this process, one of several."""
+    if device.type != "cuda" or device.index is not None:
+        raise UserError(
+            f"runtime.device is {name}, and {world()} processes train: each needs a CUDA device of "
+            "its own; set runtime.device to cuda or cpu, or runtime.processes to 1"
+        )
+    if local_rank() >= torch.cuda.device_count():
+        raise UserError(
+            f"runtime.processes is {local_world()}, and this machine has "
+            f"{torch.cuda.device_count()} CUDA devices; use auto, or set runtime.device to cpu"
+        )
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
 
 
 def _processors() -> int:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qnet.batch_norm import synchronise_batch_norm
 from qnet.data import BatchSource
+from qnet.distributed import backward, rank, share_state, total, world
 from qnet.errors import UserError
 from qnet.evaluation import Scores, evaluate
 from qnet.layers import quantized_weights
@@ -97,6 +99,8 @@ class Trainer:
             raise ValueError(f"{phase}.distillation is above 0 and no teacher was given")
         if params.select_on == "test" and data.test is None:
             raise ValueError(f"{phase}.select_on is test and no test images were given")
+        if world() > 1:
+            synchronise_batch_norm(model)
         self.optimizer = build_optimizer(model, params)
 
     def fit(
@@ -125,9 +129,12 @@ class Trainer:
             best = groups["best"]
             for row in numbers["rows"]:
                 self._append(history, row)
+        self._agree(history)
         for epoch in range(len(history.rows), self.params.epochs):
             if self._append(history, self._epoch(epoch)):
                 best = _copy(self.model.state_dict())
+            if rank() > 0:
+                continue  # the first process writes
             if resume is not None and is_due(epoch + 1, save_every, self.params.epochs):
                 groups = {
                     "model": self.model.state_dict(),
@@ -139,6 +146,16 @@ class Trainer:
         self.model.load_state_dict(best)
         self.model.eval()
         return history
+
+    def _agree(self, history: History) -> None:
+        """Have all processes start from the same weights and, as they must, the same epoch."""
+        done = len(history.rows)
+        if total([done])[0] != done * world():
+            raise UserError(
+                f"process {rank() + 1} resumes after epoch {done} and others do not; all machines "
+                "need the same files: start in one folder that they share"
+            )
+        share_state(self.model)
 
     def _append(self, history: History, row: Row) -> bool:
         """Add an epoch to the history; whether it is the best so far."""
@@ -167,7 +184,8 @@ class Trainer:
         if temperature is not None:
             for quantizer in self.annealed:
                 quantizer.set_temperature(temperature)
-        torch.manual_seed(seed_for(self.seed, self.phase, epoch, "network"))
+        # Dropout draws other numbers in each process, for it has other images.
+        torch.manual_seed(seed_for(self.seed, self.phase, epoch, "network") + rank())
         generator = torch.Generator().manual_seed(seed_for(self.seed, self.phase, epoch, "data"))
 
         scores = Scores()
@@ -196,7 +214,8 @@ class Trainer:
             loss = self._distil(loss, logits, images)
         scores.add(logits, labels, loss)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        share = len(labels) / self.data.train.batch_size
+        backward(loss, share, self.model.parameters())
         if self.params.clip_norm > 0:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.params.clip_norm)
         self.optimizer.step()

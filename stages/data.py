@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qnet.data import Augment, BatchSource, DatasetInfo, load_info, open_batches
+from qnet.data import WHOLE, Augment, BatchSource, DatasetInfo, Part, load_info, open_batches
+from qnet.distributed import rank, world
 from qnet.errors import UserError
 from qnet.params import Params, TrainingParams
 from qnet.runtime import Runtime, seed_for
@@ -37,6 +38,11 @@ def training_data(
         raise UserError(
             f"{section}.batch_size is {settings.batch_size}; it must be at most {count}, the "
             "number of training images"
+        )
+    if settings.batch_size < world():
+        raise UserError(
+            f"{section}.batch_size is {settings.batch_size}, and {world()} processes share each "
+            "batch; use a larger one, or fewer runtime.processes"
         )
     train = _open("train", params, info, runtime, settings.batch_size, augment=augment)
     validation = evaluation_images("validation", params, info, runtime)
@@ -107,6 +113,7 @@ def _open(
         batch_size=batch_size,
         device=runtime.device,
         augment=augment,
+        part=Part(rank(), world()) if chosen is None else WHOLE,  # every process looks at a sample
         chosen=chosen,
         workers=runtime.workers,
         bad_images=params.data.bad_images,

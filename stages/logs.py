@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from qnet.distributed import rank
 from qnet.files import write_text
 from qnet.layers import QuantizedConv2d, QuantizedLinear
 from qnet.quantizer import quantizers
@@ -33,7 +34,8 @@ NAMES = [
 
 def bar(batches: Iterable[Any], count: int, title: str) -> Iterable[Any]:
     """A bar with rate and remaining time where standard error is a terminal."""
-    return tqdm(batches, total=count, desc=title, unit="batch", leave=False, disable=None)
+    off = True if rank() > 0 else None  # None: not on a terminal
+    return tqdm(batches, total=count, desc=title, unit="batch", leave=False, disable=off)
 
 
 def counter(title: str) -> Callable[[int, int], None]:

@@ -9,7 +9,8 @@ from qnet.layers import insert_quantizers
 from qnet.params import Params
 from qnet.runtime import Runtime, start
 from stages.clustering import activation_clusters
-from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, read_json, run
+from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, read_json
+from stages.launch import run
 from stages.pictures import draw_clusters
 from stages.quantizers import quantizer_from, treat_weights
 from stages.training import train_stage

@@ -12,7 +12,8 @@ from qnet.models import build_model
 from qnet.models.pretrained import load_pretrained
 from qnet.params import Params
 from qnet.runtime import seed_for, start
-from stages.common import FP, PREPARED, run
+from stages.common import FP, PREPARED
+from stages.launch import run
 from stages.training import train_stage
 
 

@@ -6,7 +6,8 @@ from qnet.checkpoint import load_checkpoint
 from qnet.layers import insert_quantizers
 from qnet.params import Params
 from qnet.runtime import start
-from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, read_json, run
+from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, read_json
+from stages.launch import run
 from stages.quantizers import quantizer_from
 from stages.training import train_stage
 

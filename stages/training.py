@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from qnet.checkpoint import Checkpoint, save_checkpoint
+from qnet.distributed import leave
 from qnet.evaluation import evaluate, predict
 from qnet.params import Params, TrainingParams
 from qnet.quantizer import Quantizer
@@ -67,6 +69,8 @@ def train_stage(
         )  # fmt: skip
         with log:
             history = trainer.fit(resume, log.epoch, save_every=params.runtime.save_every)
+    if not leave():
+        sys.exit()  # the first process scores and writes
     write_curves(stage, history.rows)
     _write_scores(stage, section, params, checkpoint, runtime, history)
     save_checkpoint(out, checkpoint)

@@ -125,6 +125,7 @@ def shorten(path: Path) -> None:
         tree[section] |= short
         if tree[section]["schedule"] == "step":
             tree[section]["decay_epochs"] = [1]
+    tree["activations"]["frozen_epochs"] = min(1, tree["activations"]["frozen_epochs"])
     tree["runtime"] |= {"threads": 1, "precision": "float32", "device": "cpu"}
     if tree["data"]["name"] == "imagenet":  # the network is too large for a test, and far away
         tree["model"] |= {"name": "tests.tiny:network", "pretrained": "none"}

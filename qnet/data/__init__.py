@@ -7,7 +7,7 @@ them, `manifest` writes and reads the listing, and `streamed` trains from it; `o
 
 from __future__ import annotations
 
-from qnet.data.batches import Augment, Batches, BatchSource
+from qnet.data.batches import WHOLE, Augment, Batches, BatchSource, Part
 from qnet.data.imagenet import prepare_imagenet
 from qnet.data.manifest import Listing, save_manifest
 from qnet.data.opening import open_batches
@@ -17,11 +17,13 @@ from qnet.data.sources import load_source
 from qnet.data.splits import prepare
 
 __all__ = [
+    "WHOLE",
     "Augment",
     "BatchSource",
     "Batches",
     "DatasetInfo",
     "Listing",
+    "Part",
     "Raw",
     "Split",
     "load_info",

@@ -33,13 +33,38 @@ class Augment:
     flip: bool
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one of several processes takes: of every batch to train on, of all images to score.
+
+    Attributes:
+        rank: the number of the process, from 0.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, start: int, stop: int) -> slice:
+        """Its part of these places; the parts of all make up the whole, and differ by one at most."""
+        count = stop - start
+        return slice(
+            start + count * self.rank // self.world, start + count * (self.rank + 1) // self.world
+        )
+
+
+WHOLE = Part()
+
+
 class BatchSource(Protocol):
     """What trains and scores a network: `Batches`, or anything that gives batches as they do.
 
     Attributes:
+        batch_size: images to a whole batch, of which this process may have a part only.
         waited: seconds that the last pass over the images spent waiting for them.
     """
 
+    batch_size: int
     waited: float
 
     def __len__(self) -> int:
@@ -82,6 +107,7 @@ class Batches:
         batch_size: images to a batch.
         device: where the images are kept and the batches made.
         augment: given for training images; `Augment(pad=0, flip=False)` leaves them as they are.
+        part: what this process takes of them. What it takes is the same as without the others.
 
     Raises:
         UserError: if images to train on do not fill one batch.
@@ -97,9 +123,11 @@ class Batches:
         batch_size: int,
         device: torch.device | str,
         augment: Augment | None = None,
+        part: Part = WHOLE,
     ) -> None:
         self.batch_size = batch_size
         self.augment = augment
+        self.part = part
         self._images = split.images.permute(0, 2, 3, 1).contiguous().to(device)  # [N, H, W, C]
         self._labels = split.labels.to(device)
         if augment is not None:
@@ -131,16 +159,16 @@ class Batches:
 
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All images once, in order, not augmented; the last batch may be short."""
-        for images, labels in zip(
-            self._images.split(self.batch_size), self._labels.split(self.batch_size), strict=True
-        ):
-            yield self._normalise(images), labels
+        mine = self.part.of(0, len(self._labels))
+        for first in range(mine.start, mine.stop, self.batch_size):
+            batch = slice(first, min(first + self.batch_size, mine.stop))
+            yield self._normalise(self._images[batch]), self._labels[batch]
 
     def _augmented(
         self, order: Tensor, starts: Tensor, mirrored: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
         for first in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = slice(first, first + self.batch_size)
+            batch = self.part.of(first, first + self.batch_size)
             images = self._images.index_select(0, order[batch])
             labels = self._labels.index_select(0, order[batch])
             if self.augment is not None:

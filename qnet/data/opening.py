@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qnet.data.batches import Augment, Batches, BatchSource
+from qnet.data.batches import WHOLE, Augment, Batches, BatchSource, Part
 from qnet.data.manifest import has_manifest, load_listing
 from qnet.data.prepared import DatasetInfo, load_split
 
@@ -23,6 +23,7 @@ def open_batches(
     batch_size: int,
     device: torch.device | str,
     augment: Augment | None = None,
+    part: Part = WHOLE,
     chosen: Tensor | None = None,
     workers: int = 0,
     bad_images: int = 0,
@@ -37,6 +38,7 @@ def open_batches(
         batch_size: images to a batch.
         device: where the batches are wanted.
         augment: given for training images.
+        part: what this process takes of them, where there are several.
         chosen: places of the images to take, int64 [n]; None: all.
         workers, bad_images, warn: as in `StreamedBatches`; images in memory need none of them.
 
@@ -46,7 +48,9 @@ def open_batches(
     if not has_manifest(folder):
         images = load_split(folder, split)
         images = images if chosen is None else images.take(chosen)
-        return Batches(images, info, batch_size=batch_size, device=device, augment=augment)
+        return Batches(
+            images, info, batch_size=batch_size, device=device, augment=augment, part=part
+        )
     from qnet.data.streamed import StreamedBatches  # torchvision takes seconds to import
 
     listing = load_listing(folder, split)
@@ -56,6 +60,7 @@ def open_batches(
         batch_size=batch_size,
         device=device,
         augment=augment,
+        part=part,
         workers=workers,
         bad_images=bad_images,
         warn=warn,

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from qnet.data.batches import Augment, Normalise, require_full_batch
+from qnet.data.batches import WHOLE, Augment, Normalise, Part, require_full_batch
 from qnet.data.manifest import Listing
 from qnet.data.prepared import DatasetInfo
 from qnet.errors import UserError
@@ -47,6 +47,7 @@ class StreamedBatches:
         device: where the batches are wanted.
         augment: given for training images. `pad=0` takes the centre, as in evaluation; anything
             else is a random resized crop.
+        part: what this process takes of every batch, or of all pictures to score.
         workers: processes that decode; 0: this one.
         bad_images: files that may turn out unreadable before this is an error.
         warn: told of each of them, in a line.
@@ -67,6 +68,7 @@ class StreamedBatches:
         batch_size: int,
         device: torch.device | str,
         augment: Augment | None = None,
+        part: Part = WHOLE,
         workers: int = 0,
         bad_images: int = 0,
         warn: Callable[[str], None] = partial(print, file=sys.stderr),
@@ -74,6 +76,7 @@ class StreamedBatches:
         if augment is not None:
             require_full_batch(batch_size, len(listing))
         self.batch_size = batch_size
+        self.part = part
         self.waited = 0.0
         self._listing = listing
         self._device = torch.device(device)
@@ -99,12 +102,12 @@ class StreamedBatches:
         order = torch.randperm(count, generator=generator, device=source).tolist()
         seeds = torch.randint(2**32, (count,), generator=generator, device=source).tolist()
         starts = range(0, len(self) * self.batch_size, self.batch_size)
-        parts = (slice(start, start + self.batch_size) for start in starts)
+        parts = (self.part.of(start, start + self.batch_size) for start in starts)
         return self._stream([(order[part], seeds[part]) for part in parts])
 
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All images once, in order, not augmented; batches may be short."""
-        places = list(range(len(self._listing)))
+        places = list(range(len(self._listing)))[self.part.of(0, len(self._listing))]
         starts = range(0, len(places), self.batch_size)
         return self._stream([(places[start : start + self.batch_size], None) for start in starts])
 

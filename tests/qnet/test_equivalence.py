@@ -71,6 +71,7 @@ class FixedBatches:
             images[labels == label, :, 2 * label + 1] += 2.0
         batches = zip(images.to(dtype).split(BATCH), labels.split(BATCH), strict=True)
         self.batches = list(batches)
+        self.batch_size = BATCH
 
     def __len__(self) -> int:
         return len(self.batches)

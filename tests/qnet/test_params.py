@@ -139,6 +139,8 @@ def test_every_name_has_a_place_in_the_schema() -> None:
         ("runtime__device", "cuda:1", "cuda:1"),
         ("runtime__threads", 2, 2),
         ("runtime__workers", 0, 0),
+        ("runtime__processes", 8, 8),
+        ("runtime__processes", "auto", "auto"),
         ("data__name", "imagenet", "imagenet"),
     ],
 )
@@ -188,6 +190,7 @@ def test_all_epochs_may_be_frozen(load: Load) -> None:
         ({"data__bad_images": -1}, "data.bad_images is -1; it must be a whole number from 0"),
         ({"runtime__save_every": 0}, "runtime.save_every is 0; it must be a whole number from 1"),
         ({"runtime__workers": "many"}, "runtime.workers is many; it must be a whole number from 0"),
+        ({"runtime__processes": 0}, "runtime.processes is 0; it must be a whole number from 1"),
         ({"data__size": 3}, "data.size is 3; it must be a whole number from 4 to 4096, or auto"),
         ({"data__root": "a\nb"}, r"data.root is 'a\nb'; it must be text on one line"),
         ({"augment__flip": "maybe"}, "augment.flip is maybe; it must be true, false or auto"),

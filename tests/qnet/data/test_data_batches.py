@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from qnet.data.batches import Augment, Batches, crop
+from qnet.data.batches import Augment, Batches, Part, crop
 from qnet.data.prepared import DatasetInfo, Split
 from qnet.errors import UserError
 
@@ -184,6 +184,20 @@ def test_the_same_state_gives_the_same_batches() -> None:
         assert torch.equal(images, same_images)
         assert torch.equal(labels, same_labels)
     assert not torch.equal(first[0][1], second[0][1])
+
+
+def test_the_parts_of_several_processes_make_up_the_batches() -> None:
+    split, info = some_data()
+    options = {"batch_size": 8, "device": "cpu", "augment": Augment(2, True)}
+    whole = Batches(split, info, **options)
+    parts = [Batches(split, info, part=Part(rank, 3), **options) for rank in range(3)]
+    for batch, *shares in zip(*(b.epoch(seeded(5)) for b in (whole, *parts)), strict=True):
+        assert [len(labels) for _, labels in shares] == [2, 3, 3]
+        for of_batch, of_shares in zip(batch, zip(*shares, strict=True), strict=True):
+            assert torch.equal(of_batch, torch.cat(of_shares))
+    scored = [batch for part in parts for batch in part.ordered()]
+    for of_whole, of_parts in zip(zip(*whole.ordered()), zip(*scored), strict=True):
+        assert torch.equal(torch.cat(of_whole), torch.cat(of_parts))
 
 
 def test_an_epoch_left_early_takes_as_many_random_numbers() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision.transforms import v2
 
-from qnet.data import Augment, DatasetInfo, Listing, prepare_imagenet
+from qnet.data import Augment, DatasetInfo, Listing, Part, prepare_imagenet
 from qnet.data import streamed as module
 from qnet.data.streamed import StreamedBatches
 from qnet.errors import UserError
@@ -65,6 +65,22 @@ def test_the_number_of_workers_changes_nothing(found, split) -> None:
     here, there = (batches(found, split=split, workers=workers) for workers in (0, 2))
     assert equal(here.epoch(generator()), there.epoch(generator()))
     assert equal(here.ordered(), there.ordered())
+
+
+@pytest.mark.parametrize("world", [3, 13])  # 12 pictures to score: one of 13 processes has none
+def test_the_parts_of_several_processes_make_up_the_batches(found, world) -> None:
+    whole = [batches(found, split=split) for split in ("train", "test")]
+    parts = [
+        [batches(found, split=split, part=Part(rank, world)) for rank in range(world)]
+        for split in ("train", "test")
+    ]
+    if world <= 8:
+        epochs = zip(*(part.epoch(generator()) for part in parts[0]), strict=True)
+        joined = ((torch.cat(x), torch.cat(y)) for x, y in (zip(*b, strict=True) for b in epochs))
+        assert equal(whole[0].epoch(generator()), joined)
+    scored = [batch for part in parts[1] for batch in part.ordered()]
+    for of_whole, of_parts in zip(zip(*whole[1].ordered()), zip(*scored), strict=True):
+        assert torch.equal(torch.cat(of_whole), torch.cat(of_parts))
 
 
 def test_the_generator_decides_and_no_other(found) -> None:

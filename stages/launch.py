@@ -1,0 +1,138 @@
+"""A training stage in several processes: started as torchrun does, and one line if one fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ProcessFailure,
+    get_error_handler,
+)
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from qnet.distributed import join
+from qnet.errors import UserError
+from qnet.params import Params
+from qnet.runtime import processes
+from stages import common
+
+Stage = Callable[[Params], None]
+RUN = "stages.launch"  # by which a process knows that it was started here
+USER_ERROR = f"{UserError.__name__}: "  # how torch marks it in the file it keeps of a failure
+
+
+def run(stage: Stage) -> None:
+    """Run a training stage in as many processes as `runtime.processes` says.
+
+    A process that torchrun has started (on one machine or several), or this function in another
+    process, joins the others instead.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        common.run(partial(_work, stage))
+    else:
+        common.run(partial(_launch, stage))
+
+
+def _work(stage: Stage, params: Params) -> None:
+    """Be one of several processes."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    first = os.environ["RANK"] == "0"
+    try:
+        join(params.runtime.device)
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            redirect_stdout(sys.stdout if first else nowhere),
+        ):
+            stage(params)  # the first process speaks for all
+    except Exception as error:
+        if os.environ.get("TORCHELASTIC_RUN_ID") != RUN:
+            raise
+        # The launcher below tells of it once: all may fail alike, or because one does.
+        get_error_handler().record_exception(error)
+        os._exit(2 if isinstance(error, UserError) else 1)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is killed, rather than train on unseen."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _launch(stage: Stage, params: Params) -> None:
+    """Start this very command several times; with one process, just run."""
+    count = processes(params.runtime)
+    if count == 1 or "RANK" in os.environ:
+        stage(params)
+        return
+    logging.disable()  # torch's lines about processes that it ends
+    with TemporaryDirectory() as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=RUN,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",  # any free port
+            local_addr="localhost",  # a machine's own name may lead nowhere
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            elastic_launch(config, sys.executable)(*sys.orig_argv[1:])
+        except ChildFailedError as error:
+            _explain(error.failures, count)
+        except SignalException as error:
+            sys.exit(128 + error.sigval)
+
+
+def _explain(failures: Mapping[int, ProcessFailure], count: int) -> None:
+    """Tell what ended the processes, and end with it.
+
+    Raises:
+        UserError: that was a mistake of the user.
+    """
+    told = {rank: found for rank, failure in failures.items() if (found := _told(failure))}
+    for message in told.values():
+        if message["message"].startswith(USER_ERROR):
+            raise UserError(message["message"].removeprefix(USER_ERROR))
+    silent = {rank: f.exitcode for rank, f in failures.items() if rank not in told}
+    # With SIGTERM the launcher ends those that are there at the first failure. So it says nothing,
+    # unless the others only say that they lost a process.
+    killed = {rank: code for rank, code in silent.items() if code != -signal.SIGTERM}
+    if all(_lost(message) for message in told.values()):
+        killed = killed or silent
+    for rank, code in killed.items():
+        how = f"by signal {-code}" if code < 0 else f"with status {code}"
+        print(
+            f"error: process {rank + 1} of {count} ended {how}; if memory ran out, use fewer "
+            "(runtime.processes) or a smaller batch_size; `dvc repro` goes on after the last whole "
+            "epoch",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    sys.exit(min(told.values(), key=_lost)["extraInfo"]["py_callstack"])  # an error in the code
+
+
+def _told(failure: ProcessFailure) -> dict[str, Any] | None:
+    """The exception that a process has recorded, if it came to that."""
+    message = failure.error_file_data["message"]
+    return message if isinstance(message, dict) else None
+
+
+def _lost(message: dict[str, Any]) -> bool:
+    """Whether a process failed only because another was gone."""
+    return "gloo" in message["message"] or "NCCL" in message["message"]

@@ -1,0 +1,241 @@
+"""Two processes that share each batch train as one does."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qnet.batch_norm import synchronise_batch_norm
+from qnet.data import Augment, Batches, DatasetInfo, Part, Split
+from qnet.distributed import backward, join, leave, rank, share_state, total, world
+from qnet.errors import UserError
+from qnet.layers import insert_quantizers
+from qnet.levels import activation_levels, weight_levels
+from qnet.params import FpParams, load_params
+from qnet.quantizer import Quantizer, quantizers
+from qnet.resume import ResumeFile
+from qnet.runtime import Runtime
+from qnet.training import Trainer, TrainingData
+from tests.conftest import ROOT
+from tests.tiny import network
+
+WORLD = 2
+BATCH, STEPS = 15, 2  # of 15 images one process takes 7 and the other 8
+CPU = Runtime(torch.device("cpu"), mixed=False)
+INFO = DatasetInfo(
+    name="tiny", classes=("a", "b", "c"), size=8, channels=1, mean=(0.5,), std=(0.25,),
+    counts={}, flip=False,
+)  # fmt: skip
+
+
+# --- What is trained, alone or in one of two processes -------------------------------------------
+
+
+def images(count: int, seed: int) -> Split:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    pixels = torch.randint(0, 100, (count, 1, 8, 8), generator=generator)
+    for label in range(3):
+        pixels[labels == label, :, 2 * label + 1] += 120
+    return Split(pixels.to(torch.uint8), labels)
+
+
+class Exact(Batches):
+    """The same in float64, in which nothing is lost by another order of sums."""
+
+    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((images.double(), labels) for images, labels in super().epoch(generator))
+
+    def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((images.double(), labels) for images, labels in super().ordered())
+
+
+def model_of(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = network(3, 1, 8)
+    model[9] = nn.AdaptiveAvgPool2d((4, 1))  # between equal sums of levels, rounding finds the max
+    if kind == "plain":
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                setattr(model, name, nn.Identity())
+    if kind in ("weights", "activations"):
+        insert_quantizers(
+            model,
+            weights={n: Quantizer(weight_levels(2), alpha=0.08, beta=12.0) for n in ("3", "6")},
+        )
+    if kind == "activations":
+        insert_quantizers(
+            model,
+            activations={
+                n: Quantizer(activation_levels(2), alpha=0.5, beta=2.0) for n in ("3", "6")
+            },
+        )
+    return model.double()
+
+
+def trained(
+    kind: str, resume: ResumeFile | None = None
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """The network after a few steps on this process's part of the batches, and its figures."""
+    params = load_params(ROOT / "params.yaml")
+    section: FpParams = params.fp if kind in ("plain", "fp") else params.weights
+    part = Part(rank(), world())
+    options = {"batch_size": BATCH, "device": "cpu", "part": part}
+    data = TrainingData(
+        Exact(images(BATCH * STEPS, 0), INFO, augment=Augment(pad=1, flip=True), **options),
+        Exact(images(16, 1), INFO, **options),
+    )
+    model = model_of(kind)
+    changes = {"epochs": 2, "warmup_epochs": 0, "lr": 0.05, "clip_norm": 0.5}
+    trainer = Trainer(
+        model, section.model_copy(update=changes), data, CPU, phase="x", seed=0,
+        teacher=model_of("fp").eval(), annealed=[q for _, q in quantizers(model)],
+    )  # fmt: skip
+    rows = trainer.fit(resume).rows
+    return model.state_dict(), rows
+
+
+def gradients(kind: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Of the mean over a batch, and the running statistics."""
+    model = model_of(kind).to(dtype).train()
+    synchronise_batch_norm(model)
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(BATCH, 1, 8, 8, generator=generator, dtype=dtype)
+    labels = torch.arange(BATCH) % 3
+    model[0].weight.requires_grad_(False)  # one without a gradient
+    mine = Part(rank(), world()).of(0, BATCH)
+    loss = F.cross_entropy(model(batch[mine]), labels[mine])
+    backward(loss, len(labels[mine]) / BATCH, model.parameters())
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return found | {n: b for n, b in model.named_buffers() if n.endswith(("mean", "var"))}
+
+
+CLOSE = {torch.float32: (1e-4, 1e-6), torch.float64: (1e-10, 1e-12)}  # relative and absolute
+KINDS = ("plain", "fp", "weights", "activations")
+
+
+def worker(number: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(number), "WORLD_SIZE": str(WORLD),
+        "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    join("cpu")
+    found = {
+        "trained": {kind: trained(kind) for kind in KINDS},
+        "gradients": {(kind, dtype): gradients(kind, dtype) for kind in KINDS for dtype in CLOSE},
+        "totals": total([1, number]),
+        "few": few(),
+        "shared": shared(),
+        "disagree": disagreement(folder),
+    }
+    torch.save(found, folder / f"{number}.pt")
+    assert leave() == (number == 0)
+    assert world() == 1
+
+
+def few() -> list[int]:
+    """Images that this process scores of one."""
+    part = Part(rank(), world())
+    batches = Batches(images(1, 0), INFO, batch_size=4, device="cpu", part=part)
+    return [len(labels) for _, labels in batches.ordered()]
+
+
+def shared() -> dict[str, Tensor]:
+    torch.manual_seed(rank())
+    model = network(3, 1, 8).to(memory_format=torch.channels_last)
+    share_state(model)
+    return model.state_dict()
+
+
+def disagreement(folder: Path) -> str:
+    """What is said where only the first process finds the file to resume from."""
+    resume = ResumeFile(folder / f"resume-{rank()}")
+    if rank() == 0:
+        state = {"model": model_of("plain").state_dict()}
+        resume.save({**state, "best": state["model"]}, {"rows": [{"epoch": 1}]})
+    with pytest.raises(UserError) as error:
+        trained("plain", resume=resume)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> list[dict]:
+    """What the two processes found."""
+    folder = tmp_path_factory.mktemp("workers")
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
+        workers = [context.Process(target=worker, args=(n, port, folder)) for n in range(WORLD)]
+        for process in workers:
+            process.start()
+    for process in workers:
+        process.join()
+        assert process.exitcode == 0
+    return [torch.load(folder / f"{number}.pt") for number in range(WORLD)]
+
+
+# --- The tests -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_one_process(kind, dtype, both):
+    expected = gradients(kind, dtype)
+    rtol, atol = CLOSE[dtype]
+    for found in (found["gradients"][kind, dtype] for found in both):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_steps_end_as_in_one_process(kind, both):
+    state, rows = trained(kind)
+    for found in both:
+        found_state, found_rows = found["trained"][kind]
+        assert found_state.keys() == state.keys()
+        for name, value in state.items():
+            torch.testing.assert_close(found_state[name], value, rtol=1e-5, atol=1e-6, msg=name)
+        for found_row, row in zip(found_rows, rows, strict=True):
+            assert found_row == pytest.approx(row, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_processes_agree_to_the_last_bit(kind, both):
+    (first, first_rows), (second, second_rows) = (found["trained"][kind] for found in both)
+    assert first_rows == second_rows
+    for name, value in first.items():
+        assert torch.equal(second[name], value), name
+    for name, value in both[0]["shared"].items():
+        assert torch.equal(both[1]["shared"][name], value), name
+
+
+def test_sums_and_parts(both):
+    assert [found["totals"] for found in both] == [[2, 1], [2, 1]]
+    assert [found["few"] for found in both] == [[], [1]]
+
+
+def test_machines_that_do_not_share_a_folder_are_told_so(both):
+    assert "process 2 resumes after epoch 0 and others do not" in both[1]["disagree"]
+
+
+def test_parts_make_up_the_whole():
+    for count in (0, 1, 7, 8):
+        parts = [Part(number, 3).of(10, 10 + count) for number in range(3)]
+        places = [place for part in parts for place in range(part.start, part.stop)]
+        assert places == list(range(10, 10 + count))
+
+
+def test_alone_nothing_of_it_is_there():
+    assert (rank(), world(), total([3, 4])) == (0, 1, [3, 4])
+    assert leave()
+    assert not torch.distributed.is_initialized()

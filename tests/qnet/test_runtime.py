@@ -1,0 +1,61 @@
+"""What a process takes of its machine, alone and among others."""
+
+import pytest
+import torch
+
+from qnet import runtime
+from qnet.errors import UserError
+from qnet.params import RuntimeParams, load_params
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def params() -> RuntimeParams:
+    found = load_params(ROOT / "params.yaml").runtime
+    return found.model_copy(update={"device": "cpu", "precision": "float32"})
+
+
+@pytest.fixture
+def among_three(monkeypatch) -> None:
+    """Number 1 of 3 processes on this machine, of 6 in all, and two CUDA devices."""
+    monkeypatch.setattr(runtime, "world", lambda: 6)
+    monkeypatch.setattr(runtime, "local_world", lambda: 3)
+    monkeypatch.setattr(runtime, "local_rank", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+
+@pytest.fixture
+def threads(monkeypatch) -> list[int]:
+    """What is set, and no thread more."""
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda mode: True)
+    yield found
+    torch.use_deterministic_algorithms(False)
+
+
+def test_alone_all_is_as_it_says(params, threads):
+    assert runtime.start(params.model_copy(update={"workers": 4})).workers == 4
+    assert threads == []
+    runtime.start(params.model_copy(update={"threads": 7}))
+    assert threads == [7]
+
+
+@pytest.mark.parametrize(("workers", "share"), [(0, 0), (1, 1), (4, 2)])
+def test_processes_share_threads_and_workers(workers, share, params, threads, among_three):
+    found = runtime.start(params.model_copy(update={"threads": 7, "workers": workers}))
+    assert found.workers == share
+    runtime.start(params)
+    assert threads == [2, 1]
+
+
+def test_each_process_has_a_cuda_device_of_its_own(among_three, monkeypatch):
+    assert runtime._device("cuda") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match=r"runtime\.device is cuda:1, and 6 processes train"):
+        runtime._device("cuda:1")
+    monkeypatch.setattr(runtime, "local_rank", lambda: 2)
+    with pytest.raises(UserError, match=r"runtime\.processes is 3, and this machine has 2 CUDA"):
+        runtime._device("cuda")
+    assert runtime._device("cpu") == torch.device("cpu")

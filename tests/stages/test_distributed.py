@@ -1,0 +1,139 @@
+"""A training stage in two processes, through the command line: its result, and its bad ends."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import stages.data
+from qnet.params import load_params
+from qnet.runtime import processes
+from tests.pipeline import run, start, write_params
+
+# Batches of 85 are shared by 42 and 43. SGD from a small rate keeps close what starts so.
+CHANGES = {"fp__batch_size": 85, "fp__lr": 0.01, "fp__epochs": 4}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    write_params(folder, **CHANGES)
+    run("prepare", folder)
+    return folder
+
+
+@pytest.fixture
+def workspace(prepared, tmp_path) -> Path:
+    folder = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    write_params(folder, **CHANGES, runtime__processes=2)
+    return folder
+
+
+def figures(folder: Path) -> list[dict[str, float]]:
+    with (folder / "metrics/train_fp/curves.csv").open() as file:
+        return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid="], stdout=subprocess.PIPE, text=True, check=True
+    )
+    pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
+    return [child for child, parent in pairs if parent == pid]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_two_processes_one_killed_then_resumed_end_as_one_process(prepared, workspace):
+    process = start("train_fp", workspace)
+    assert process.stdout is not None
+    epochs = 0
+    while epochs < 1:
+        epochs += " epoch " in process.stdout.readline()
+    first, second = sorted(children(process.pid))
+    os.kill(second, signal.SIGKILL)
+    lines = process.communicate(timeout=60)[0].strip().splitlines()
+    assert process.returncode == 1
+    message = "error: process 2 of 2 ended by signal 9; if memory ran out, use fewer"
+    assert lines[-1].startswith(message)
+    assert [line for line in lines if " epoch " not in line] == lines[-1:]
+    assert not alive(first)
+
+    process = start("train_fp", workspace)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert output.count("resumed after epoch") == 1
+    assert output.count("train_fp epoch   4") == 1
+    assert not (workspace / ".resume").exists()
+
+    run("train_fp", prepared)
+    for found, expected in zip(figures(workspace), figures(prepared), strict=True):
+        assert found == pytest.approx(expected, rel=1e-3, abs=0.1)
+    found, expected = (
+        load_file(folder / "checkpoints/fp.safetensors") for folder in (workspace, prepared)
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-3, msg=name)
+    found, expected = (
+        json.loads((folder / "metrics/train_fp/metrics.json").read_text())
+        for folder in (workspace, prepared)
+    )
+    assert found["best_epoch"] == expected["best_epoch"]
+    assert found["test"] == pytest.approx(expected["test"], rel=1e-2)
+
+
+def test_a_mistake_is_one_line_once(workspace):
+    write_params(workspace, runtime__processes=2, fp__lr=1e30, fp__clip_norm=0)
+    process = start("train_fp", workspace)
+    lines = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: fp.lr is 1e+30: the loss is ")
+
+
+def test_processes_whose_launcher_is_killed_end(workspace):
+    write_params(workspace, **{**CHANGES, "fp__epochs": 10000}, runtime__processes=2)
+    process = start("train_fp", workspace)
+    assert process.stdout is not None
+    while " epoch " not in process.stdout.readline():
+        pass
+    workers = children(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_fewer_images_than_processes(prepared, monkeypatch):
+    monkeypatch.setattr(stages.data, "world", lambda: 86)
+    assert "fp.batch_size is 85, and 86 processes share each batch" in run(
+        "train_fp", prepared, status=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("auto", 3), ("cuda", 3), ("cuda:1", 1), ("cpu", 1), ("mps", 1)]
+)
+def test_auto_is_one_process_for_each_cuda_device(device, expected, prepared, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    params = load_params(prepared / "params.yaml").runtime
+    assert processes(params.model_copy(update={"device": device, "processes": "auto"})) == expected
+    assert processes(params.model_copy(update={"device": device, "processes": 5})) == 5
