@@ -20,13 +20,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from qnet.staircase import Stairs, Temperature, near_radius
+from qnet.staircase import Stairs, Temperature
 
 _WORTH_IT = 2**18  # values; below, starting a kernel costs as much as it saves
 _UNROLLED = 7  # hard thresholds compared one by one; of more, the nearest is computed
 _EXPONENT = 60.0  # exp of up to this, times exp(_SPREAD), stays inside float32
 _SPREAD = 20.0  # and _EXPONENT - _SPREAD is far enough for σ to round to 1
-_RADII = (0, 1, 4)  # few, so that a rising T compiles few kernels
+_FAR = 14.0  # σ of this is 1 but for 1e-6
+_RADII = (0, 1, 3)  # few, so that a rising T compiles few kernels
 _LONGEST = (
     32  # terms that a kernel sums; the loop is unrolled, and compiling takes longer with each
 )
@@ -152,10 +153,11 @@ def _planned_on_device(
 
 def _radius(stairs: Stairs, temperature: float) -> int | None:
     """Of `_RADII` the smallest that serves; None if none does or all thresholds are as quick."""
-    needed = near_radius(stairs, temperature, torch.float32)
-    if needed is None:
+    if stairs.spacing is None:
         return None
-    return next((radius for radius in _RADII if needed <= radius), None)
+    needed = _FAR / (temperature * stairs.spacing) - 0.5
+    few = (len(stairs.steps) - 2) // 2
+    return next((radius for radius in _RADII if needed <= radius < few), None)
 
 
 def _terms(

@@ -79,7 +79,7 @@ def staircase(u: Tensor, stairs: Stairs, temperature: Temperature | None) -> Ten
 
     Only the thresholds near each value are summed where that is less work.
     """
-    radius = near_radius(stairs, temperature, u.dtype)
+    radius = _radius(stairs, temperature, u.dtype)
     if radius is None:
         return _staircase_loop(u, stairs.thresholds, stairs.steps, temperature)
     distance, below, near = _fold(u, stairs, radius)
@@ -90,14 +90,14 @@ def staircase(u: Tensor, stairs: Stairs, temperature: Temperature | None) -> Ten
 
 def slope(u: Tensor, stairs: Stairs, temperature: Temperature) -> Tensor:
     """The window w: the derivative of the soft staircase by u, at this temperature; like u."""
-    radius = near_radius(stairs, temperature, u.dtype)
+    radius = _radius(stairs, temperature, u.dtype)
     if radius is None:
         return _window_loop(u, stairs.thresholds, stairs.steps, temperature)
     distance, _, near = _fold(u, stairs, radius)
     return _window_loop(distance, near.thresholds, near.steps, temperature)
 
 
-def near_radius(stairs: Stairs, temperature: Temperature | None, dtype: torch.dtype) -> int | None:
+def _radius(stairs: Stairs, temperature: Temperature | None, dtype: torch.dtype) -> int | None:
     """How many thresholds on either side of the nearest one are not yet 0 or 1 to `dtype`'s
     precision; None if a loop over all thresholds is as fast."""
     if stairs.spacing is None or isinstance(temperature, Tensor):
