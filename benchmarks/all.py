@@ -23,6 +23,7 @@ BENCHMARKS = {
     "pipeline": "The whole pipeline",
 }
 OUT = ROOT / "docs" / "performance.md"
+NOTES = ROOT / "benchmarks" / "notes.md"  # what was measured by hand, and once
 HEAD = """# Performance
 
 Written by `{command}`. Figures are medians of repeated runs, and ratios compare runs that took
@@ -57,6 +58,7 @@ def main() -> None:
             print(done.stderr, file=sys.stderr)
         print(f"{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
         parts.append(section(name, title, quick, output))
+    parts.append(NOTES.read_text(encoding="utf-8"))
     document = "\n".join(parts)
     if quick:
         print(document)
