@@ -11,7 +11,6 @@ so all levels share the exponential of their value, and the second factor is a c
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import FunctionType
@@ -20,6 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from qnet.compiling import warn_uncompiled
 from qnet.staircase import Stairs, Temperature
 
 _WORTH_IT = 2**18  # values; below, starting a kernel costs as much as it saves
@@ -252,14 +252,9 @@ def _call(kernel: Kernel, *tensors: Tensor) -> tuple[Tensor, ...] | None:
     """What the kernel gives, or None, and a warning the first time, if it cannot be compiled."""
     try:
         return kernel(*tensors)
-    except Exception as error:  # a missing or failing compiler shows in many ways
+    except Exception as error:
         _Switch.on = False
-        reason = str(error).strip().splitlines()
-        warnings.warn(
-            "the step function could not be compiled and is computed uncompiled, which is slower: "
-            f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}",
-            stacklevel=2,
-        )
+        warn_uncompiled("the step function", error)
         return None
 
 

@@ -16,6 +16,7 @@ from qnet.params_errors import explain
 from qnet.params_types import (
     Bits,
     Channels,
+    Compile,
     Count,
     CountOrZero,
     Device,
@@ -209,7 +210,7 @@ class RuntimeParams(Section):
     processes: Processes
     threads: Threads
     workers: Workers
-    compile: Switch
+    compile: Compile
     print_every: Count
     save_every: Count
 

@@ -77,6 +77,11 @@ Threads = Annotated[
     Field(description="a whole number from 1 to 1024, or auto"),
 ]
 Processes = Threads
+Compile = Annotated[
+    Literal["none", "quantizers", "network"],
+    BeforeValidator(_null_is_none),
+    Field(description="none, quantizers or network"),
+]
 
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", description="text on one line")]
 Device = Annotated[

@@ -109,7 +109,9 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize x: finite values of any shape and floating type; gives the same."""
         soft = self.force_soft or (self.training and self.forward_mode == "soft")
-        exact = self.backward_temperature is None
+        window: Tensor | float | None = self.backward_temperature
+        if window is None:
+            window = self.temperature.clone()  # torch.compile accepts no tensor twice
         return Quantize.apply(
             x,
             self.alpha,
@@ -118,7 +120,7 @@ class Quantizer(nn.Module):
             self.level_set.steps,
             self.level_set.offset,
             self.temperature if soft else None,
-            self.temperature if exact else self.backward_temperature,
+            window,
         )
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ class Runtime:
     device: torch.device
     mixed: bool  # bfloat16 for convolutions and linear layers, float32 for what sums up
     workers: int = 0  # processes that decode pictures beside this one
+    compile_network: bool = False  # compile the training step as a whole
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context for a forward pass in this runtime's precision."""
@@ -41,14 +42,14 @@ def start(params: RuntimeParams) -> Runtime:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory finds uses of uninitialised values, and makes a step a third slower.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    use_compiled(params.compile)
+    use_compiled(params.compile != "none")
     torch.set_flush_denormal(True)  # gradients far from a threshold are tiny, and slow otherwise
     device = _device(params.device)
     workers = _processors() if params.workers == "auto" else params.workers
     workers = -(-workers // local_world())
-    if params.precision == "auto":
-        return Runtime(device, _has_bfloat16(device), workers)
-    return Runtime(device, params.precision == "bfloat16", workers)
+    auto = params.precision == "auto"
+    mixed = _has_bfloat16(device) if auto else params.precision == "bfloat16"
+    return Runtime(device, mixed, workers, compile_network=params.compile == "network")
 
 
 def processes(params: RuntimeParams) -> int:

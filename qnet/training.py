@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.batch_norm import synchronise_batch_norm
+from qnet.compiling import CompiledNetwork
 from qnet.data import BatchSource
 from qnet.distributed import backward, rank, share_state, total, world
 from qnet.errors import UserError
@@ -82,7 +83,7 @@ class Trainer:
         self.phase = phase
         self.seed = seed
         self.progress = progress
-        self.teacher = teacher if _distillation(params) > 0 else None
+        self.teacher: Callable[[Tensor], Tensor] | None = None
         self.annealed = annealed
         self.batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
         if isinstance(params, QuantizedTrainingParams) and params.freeze_bn_affine:
@@ -102,6 +103,10 @@ class Trainer:
         if world() > 1:
             synchronise_batch_norm(model)
         self.optimizer = build_optimizer(model, params)
+        whole = runtime.compile_network and world() == 1
+        self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if whole else model
+        if _distillation(params) > 0 and teacher is not None:
+            self.teacher = CompiledNetwork(teacher) if whole else teacher
 
     def fit(
         self,
@@ -208,7 +213,7 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor, scores: Scores) -> None:
         with self.runtime.autocast():
-            logits = self.model(images).float()
+            logits = self.network(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.params.label_smoothing)
         if self.teacher is not None:
             loss = self._distil(loss, logits, images)

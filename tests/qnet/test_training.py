@@ -1,10 +1,12 @@
 """The loop: it learns, it is the same twice, and a run cut short goes on as if it had not been."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from qnet.data import Augment, Batches
 from qnet.errors import UserError
@@ -19,6 +21,7 @@ from tests.tiny import network
 AB = ("alpha", "beta")
 ALPHA, BETA = 0.08, 12.0  # so that the smallest third of the weights becomes 0
 CPU = Runtime(torch.device("cpu"), mixed=False)
+WHOLE = Runtime(torch.device("cpu"), mixed=False, compile_network=True)
 
 
 @pytest.fixture
@@ -51,10 +54,10 @@ def model_of(kind: str) -> nn.Module:
     return model
 
 
-def trainer(kind, params, data, **options):
+def trainer(kind, params, data, runtime=CPU, **options):
     model = model_of(kind)
     annealed = [q for _, q in quantizers(model)]
-    return Trainer(model, params, data, CPU, phase="x", seed=0, annealed=annealed, **options)
+    return Trainer(model, params, data, runtime, phase="x", seed=0, annealed=annealed, **options)
 
 
 @pytest.fixture
@@ -270,3 +273,36 @@ def test_soft_and_hard_accuracy_stand_side_by_side(params, data):
     row = trainer("weights", params("weights"), data).fit().rows[-1]
     assert {"validation_top1", "validation_soft_top1", "temperature"} <= row.keys()
     assert "validation_soft_top1" not in trainer("fp", params("fp"), data).fit().rows[-1]
+
+
+def test_a_network_is_compiled_once_whatever_t_is(params, data, monkeypatch):
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    settings = params("activations", forward="soft", backward_temperature="exact")
+
+    def soft(runtime):
+        run = trainer("activations", settings, data, runtime)
+        for quantizer in run.annealed:
+            quantizer.forward_mode, quantizer.backward_temperature = "soft", None
+        return run
+
+    compilations = []
+    rows = soft(WHOLE).fit(on_epoch=lambda _: compilations.append(counter.frame_count)).rows
+    assert compilations == [1] * 4
+    for mine, theirs in zip(rows, soft(CPU).fit().rows, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(params, data, monkeypatch):
+    def broken(network):
+        def compiled(images):
+            raise RuntimeError("no compiler")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", broken)
+    settings = params("weights", epochs=2)
+    with pytest.warns(UserWarning, match="the network could not be compiled .* no compiler") as all:
+        rows = trainer("weights", settings, data, WHOLE).fit().rows
+    assert len(all) == 1
+    assert rows == trainer("weights", settings, data).fit().rows
