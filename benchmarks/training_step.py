@@ -5,9 +5,9 @@ random images of CIFAR's shape. The baseline is `benchmarks/textbook.py`: as the
 it, in float32, with activations quantized after all 19 ReLUs. This project trains in its own loop
 over images in memory, with the optimizer and the arithmetic of params.yaml; quantizers are as they
 come (hard, gradient at temperature 4) and stand at the inputs of 18 layers. It does not distil
-unless said otherwise: the baseline does not. All take turns in one process that flushes denormal
-numbers to zero. Memory is what a process grows by at most during two steps, beyond libraries and
-data, workers left out.
+unless said otherwise: the baseline does not. Compiled are the quantizers, or where said the whole
+step. All take turns in one process that flushes denormal numbers to zero. Memory is what a process
+grows by at most during two steps, beyond libraries and data, workers left out.
 
     python -m benchmarks.training_step
 """
@@ -87,7 +87,12 @@ def main() -> None:
     parser.add_argument("--steps", type=count, default=2, help="in a turn (default: 2)")
     parser.add_argument("--repeats", type=count, default=3, help="turns of each (default: 3)")
     parser.add_argument("--threads", type=count, help="default: as PyTorch chooses (all)")
-    given = parse(parser, {"phases": ["fp", "1/2", "1/4"], "batch": 64, "steps": 1, "repeats": 2})
+    parser.add_argument(
+        "--whole", action=argparse.BooleanOptionalAction, default=True,
+        help="also with runtime.compile: network, half a minute more to a phase (default: yes)",
+    )  # fmt: skip
+    quick = {"phases": ["fp", "1/2", "1/4"], "batch": 64, "steps": 1, "repeats": 2, "whole": False}
+    given = parse(parser, quick)
 
     setting = Setting(given.batch, given.steps, given.threads or "auto")
     contestants: dict[str, Block] = {}
@@ -96,6 +101,8 @@ def main() -> None:
         contestants[f"{phase} ours"] = ours(phase, setting)
         if phase != "fp":
             contestants[f"{phase} distilled"] = ours(phase, setting, distilled=True)
+        if given.whole:
+            contestants[f"{phase} whole"] = ours(phase, setting, whole=True)
     turns = take_turns(contestants, given.repeats, warm_up=0)  # each turn has its own
     seconds = {name: median(chain(*found)) for name, found in turns.items()}
     cases = [(make, phase, setting) for phase in given.phases for make in (baseline, ours)]
@@ -109,12 +116,13 @@ def main() -> None:
         theirs, mine = seconds[f"{phase} baseline"], seconds[f"{phase} ours"]
         their_memory, my_memory = memory[2 * place : 2 * place + 2]
         distilled = seconds.get(f"{phase} distilled", math.nan)
+        whole = seconds.get(f"{phase} whole", math.nan)
         rows.append(
             [
                 phase, figure(theirs), figure(mine), figure(theirs / mine, "×"),
-                figure(mine / own_fp, "×"), figure(distilled), figure(their_memory),
-                figure(my_memory), figure(their_memory / my_memory, "×"),
-                figure(my_memory / own_fp_memory, "×"),
+                figure(mine / own_fp, "×"), figure(distilled), figure(whole),
+                figure(theirs / whole, "×"), figure(their_memory), figure(my_memory),
+                figure(their_memory / my_memory, "×"), figure(my_memory / own_fp_memory, "×"),
             ]
         )  # fmt: skip
     precision = "bfloat16 (mixed)" if start_runtime(setting.threads).mixed else "float32"
@@ -124,15 +132,15 @@ def main() -> None:
     )
     head = [
         "W/A", "baseline s", "ours s", "faster", "of own fp", "with distillation s",
-        "baseline MiB", "ours MiB", "less", "of own fp",
+        "compiled whole s", "faster", "baseline MiB", "ours MiB", "less", "of own fp",
     ]  # fmt: skip
     print(table(head, rows))
 
 
-def ours(phase: str, setting: Setting, distilled: bool = False) -> Block:
+def ours(phase: str, setting: Setting, *, distilled: bool = False, whole: bool = False) -> Block:
     """The project's own loop, with the parameters of its params.yaml."""
     params = load_params(ROOT / "params.yaml")
-    runtime = start_runtime(setting.threads)
+    runtime = replace(start_runtime(setting.threads), compile_network=whole)
     activations = _levels(phase)[1]
     section = "fp" if phase == "fp" else "weights" if activations is None else "activations"
     changes = {"epochs": 1, "warmup_epochs": 0, "lr": textbook.LR, "schedule": "constant"}

@@ -16,7 +16,7 @@ SMALLEST = {
     "clustering_speed": "--count 2000 --images 2 --bits 2 --sample 500 --repeats 1",
     "data_pipeline": "--images 16 --batch 8 --pictures 4 --picture-batch 2 --workers 1 --repeats 1",
     "step_function": "--thresholds 3 --values 2000 --repeats 1",
-    "training_step": "--phases fp 2/2 --batch 2 --steps 1 --repeats 1 --threads 1",
+    "training_step": "--phases fp 2/2 --batch 2 --steps 1 --repeats 1 --threads 1 --no-whole",
 }
 
 
