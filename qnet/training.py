@@ -18,6 +18,7 @@ from qnet.data import BatchSource
 from qnet.distributed import backward, rank, share_state, total, world
 from qnet.errors import UserError
 from qnet.evaluation import Scores, evaluate
+from qnet.inference import folded
 from qnet.layers import quantized_weights
 from qnet.optimizer import build_optimizer, set_learning_rate
 from qnet.params import ActivationsParams, QuantizedTrainingParams, TrainingParams
@@ -106,7 +107,8 @@ class Trainer:
         whole = runtime.compile_network and world() == 1
         self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if whole else model
         if _distillation(params) > 0 and teacher is not None:
-            self.teacher = CompiledNetwork(teacher) if whole else teacher
+            taught_by = folded(teacher)
+            self.teacher = CompiledNetwork(taught_by) if whole else taught_by
 
     def fit(
         self,

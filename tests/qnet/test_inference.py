@@ -1,0 +1,45 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qnet.inference import folded
+from qnet.models import build_model
+
+
+def settled(name: str) -> nn.Module:
+    """A network whose batch norm does something."""
+    torch.manual_seed(0)
+    network = build_model(name, classes=5, channels=3, size=32)
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2.0)
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "simplenet", "torchvision/mobilenet_v2"])
+def test_a_folded_network_has_no_batch_norm_and_the_same_logits(name):
+    network = settled(name).double()
+    before = copy.deepcopy(network.state_dict())
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    without = folded(network)
+    with torch.no_grad():
+        expected, found = network(images), without(images)
+    assert not any(isinstance(module, _BatchNorm) for module in without.modules())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert all(tensor.equal(before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_network_that_cannot_be_traced_stays_as_it_is():
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    network = Branching()
+    assert folded(network) is network
+    assert not network.training
