@@ -76,7 +76,7 @@ def fused_backward(
     if planned is None or window_planned is None:
         return None
     (plan, numbers), (window_plan, window_numbers) = planned, window_planned
-    if isinstance(window, float) and temperature == window:
+    if isinstance(window, float) and isinstance(temperature, float) and temperature == window:
         window_numbers = numbers  # one set of exponentials then serves both
     if grad_y.stride() != x.stride():
         grad_y = torch.empty_like(x, dtype=grad_y.dtype).copy_(grad_y)
@@ -147,8 +147,11 @@ def _planned_on_device(
     if len(stairs.thresholds) > _LONGEST:
         return None
     thresholds = torch.stack([torch.as_tensor(b) for b in stairs.thresholds])
-    t = torch.as_tensor(1.0 if temperature is None else temperature).to(thresholds)
-    return _Plan("each"), torch.cat([t.reshape(1), thresholds])
+    if isinstance(temperature, Tensor):
+        t = temperature.to(thresholds).reshape(1)
+    else:  # filled there: a number that is copied there waits for the device
+        t = thresholds.new_full((1,), 1.0 if temperature is None else temperature)
+    return _Plan("each"), torch.cat([t, thresholds])
 
 
 def _radius(stairs: Stairs, temperature: float) -> int | None:
@@ -252,6 +255,8 @@ def _call(kernel: Kernel, *tensors: Tensor) -> tuple[Tensor, ...] | None:
     """What the kernel gives, or None, and a warning the first time, if it cannot be compiled."""
     try:
         return kernel(*tensors)
+    except torch.OutOfMemoryError:
+        raise  # the uncompiled way needs more
     except Exception as error:
         _Switch.on = False
         warn_uncompiled("the step function", error)

@@ -6,18 +6,27 @@ into its weight and bias (Jacob et al., CVPR 2018, section 3.2): same outputs, o
 
 from __future__ import annotations
 
-from torch import nn
+from collections import Counter
+
+from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 
 
 def folded(network: nn.Module) -> nn.Module:
     """A copy of `network` in eval mode, for inference, without the batch norm that can be folded.
 
-    A network that cannot be traced (its forward depends on the values it sees) is given back as it
-    is, in eval mode.
+    The network itself, in eval mode, if that is not safe: its forward depends on the values it
+    sees, so that it cannot be traced, or it uses a weight in more than one place.
     """
     network.eval()
     try:
-        return fuse(network).eval()
+        traced = fx.symbolic_trace(network)
     except Exception:  # tracing runs the network's own code, which may raise anything
         return network
+    modules, nodes = dict(traced.named_modules()), traced.graph.nodes
+    calls = Counter(modules[str(node.target)] for node in nodes if node.op == "call_module")
+    # A layer that is called twice would take in its batch norm twice.
+    twice = any(count > 1 and list(module.parameters()) for module, count in calls.items())
+    if twice or any(node.op == "get_attr" for node in nodes):
+        return network
+    return fuse(network).eval()

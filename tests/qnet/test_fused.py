@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import qnet.fused
-from qnet.fused import use_compiled
+from qnet.fused import fused_backward, fused_forward, use_compiled
 from qnet.levels import LevelSet, activation_levels
 from qnet.quantizer import Quantizer
+from qnet.staircase import stairs_of
 from qnet.steps import Quantize
 from tests.textbook import every_set, halfway, uneven
 
@@ -106,6 +110,35 @@ def test_one_kernel_serves_every_size_scale_and_temperature(small: None) -> None
         train(100, 10.0)
         train(37, 15.0)  # the last, short batch
         assert qnet.fused._Switch.on, "compiled again"
+
+
+class Transfers(TorchDispatchMode):
+    """Refuses what makes the host wait: numbers read from a device, or copied to it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            assert {
+                tensor.device for tensor in (*args[:2], result) if isinstance(tensor, Tensor)
+            } == {result.device}, func
+        return result
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+def test_on_a_gpu_nothing_makes_the_host_wait(uncompiled: None, soft: bool, exact: bool) -> None:
+    levels = activation_levels(2)
+    with FakeTensorMode(), Transfers():  # shapes and devices only, so no GPU is needed
+        x, alpha, beta, thresholds, t = (
+            torch.empty(shape, device="cuda") for shape in ((2, 4, 3, 3), (), (), (3,), ())
+        )
+        stairs = stairs_of(thresholds, levels.steps, torch.float32)
+        temperature, window = t if soft else None, t if exact else 4.0
+        assert fused_forward(x, alpha, beta, stairs, 0.0, temperature) is not None
+        found = fused_backward(x, x, alpha, beta, stairs, 0.0, temperature, window)
+    assert found is not None
+    assert {grad.device.type for grad in found} == {"cuda"}
 
 
 def test_without_a_compiler_the_numbers_are_the_same_and_it_says_so_once(

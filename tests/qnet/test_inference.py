@@ -43,3 +43,22 @@ def test_a_network_that_cannot_be_traced_stays_as_it_is():
     network = Branching()
     assert folded(network) is network
     assert not network.training
+
+
+@pytest.mark.parametrize("norms", [1, 2])
+def test_a_network_that_uses_a_layer_twice_keeps_its_logits(norms):
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(norms))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norms[-1](self.conv(self.norms[0](self.conv(x))))
+
+    network = Twice().eval()
+    for norm in network.norms:
+        norm.running_var.fill_(4.0)
+        norm.running_mean.fill_(0.3)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(folded(network)(images), network(images))
