@@ -1,8 +1,7 @@
-"""The pictures: what is quantized and where its thresholds lie; how accuracy went."""
+"""Pictures of quantizers: what is quantized, and where thresholds and levels lie."""
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -22,12 +21,10 @@ from matplotlib.figure import Figure
 from qnet.clustering import Clusters
 from qnet.files import write_bytes
 from qnet.histogram import Histogram
-from stages.common import METRICS
 
 BINS = 160
 PANELS = 24  # layers on one page
 FEW = 16  # levels whose numbers find room
-CURVES = ("#444444", "#2f6f9f", "#d1495b")
 VALUES, TRIMMED, THRESHOLD, LEVEL = "#7fa8c9", "#e6e6e6", "#444444", "#d1495b"
 
 
@@ -73,7 +70,7 @@ def draw_panels(path: Path, layers: Mapping[str, Mapping[str, Any]], columns: in
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
     figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
-    _save(figure, path, dpi=100)
+    save(figure, path, dpi=100)
 
 
 def draw_quantizer(
@@ -116,7 +113,7 @@ def draw_quantizer(
             axis.spines[side].set_visible(False)
     figure.suptitle(title, fontsize=13)
     figure.tight_layout()
-    _save(figure, path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def _panel(axis: Axes, name: str, layer: Mapping[str, Any]) -> None:
@@ -165,44 +162,9 @@ def _distribution(axis: Axes, histogram: Mapping[str, Any], clusters: Clusters) 
     axis.set_ylim(bottom=0)
 
 
-def draw_result(path: Path, stages: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
-    """Draw the validation curves of the training stages one after another, and the test results.
-
-    Args:
-        path: of the PNG.
-        stages: stage → its W/A and the content of its metrics.json.
-    """
-    figure, axis = plt.subplots(figsize=(8, 3.4))
-    start = 0
-    for color, (stage, (pair, metrics)) in zip(CURVES, stages.items(), strict=True):
-        top1 = metrics["test"]["top1"]
-        label = f"{pair}: {top1:.2f} % on test, {metrics['bytes'] / 1000:,.0f} kB"
-        rows = _curve(METRICS / stage / "curves.csv")
-        epochs = [start + int(row["epoch"]) for row in rows]
-        axis.plot(epochs, [float(row["validation_top1"]) for row in rows], color=color, label=label)
-        if rows:
-            axis.plot(start + metrics["best_epoch"], top1, "o", color=color)
-            start = epochs[-1]
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("validation top-1 %")
-    axis.grid(axis="y", color=TRIMMED)
-    axis.legend(frameon=False, loc="lower right", title="weight/activation bits (dot: test)")
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    figure.tight_layout()
-    _save(figure, path, dpi=110)
-
-
-def _save(figure: Figure, path: Path, dpi: int) -> None:
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write the figure to `path` as PNG, the same bytes each time, and close it."""
     content = BytesIO()
     figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
     plt.close(figure)
     write_bytes(path, content.getvalue())
-
-
-def _curve(path: Path) -> list[dict[str, str]]:
-    """Rows of a curves.csv; none where the stage passed its network on."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))

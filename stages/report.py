@@ -25,7 +25,7 @@ def main(params: Params) -> None:
     print(title)
     _print_table(metrics, pairs)
     if picture is not None:
-        from stages.pictures import draw_result  # matplotlib takes a second to import
+        from stages.charts import draw_result  # matplotlib takes a second to import
 
         draw_result(picture, {stage: (pairs[stage], metrics[stage]) for stage in STAGES})
 

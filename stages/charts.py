@@ -1,0 +1,105 @@
+"""Charts of accuracy: how it went while training, and what it is at how many bits."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from stages.common import METRICS
+from stages.pictures import save
+
+CURVES = ("#444444", "#2f6f9f", "#d1495b")
+GRID = "#e6e6e6"
+
+
+def draw_result(path: Path, stages: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+    """Draw the validation curves of the training stages one after another, and the test results.
+
+    Args:
+        path: of the PNG.
+        stages: stage → its W/A and the content of its metrics.json.
+    """
+    figure, axis = plt.subplots(figsize=(8, 3.4))
+    start = 0
+    for color, (stage, (pair, metrics)) in zip(CURVES, stages.items(), strict=True):
+        top1 = metrics["test"]["top1"]
+        label = f"{pair}: {top1:.2f} % on test, {metrics['bytes'] / 1000:,.0f} kB"
+        rows = _curve(METRICS / stage / "curves.csv")
+        epochs = [start + int(row["epoch"]) for row in rows]
+        axis.plot(epochs, [float(row["validation_top1"]) for row in rows], color=color, label=label)
+        if rows:
+            axis.plot(start + metrics["best_epoch"], top1, "o", color=color)
+            start = epochs[-1]
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("validation top-1 %")
+    axis.legend(frameon=False, loc="lower right", title="weight/activation bits (dot: test)")
+    _plain(axis)
+    figure.tight_layout()
+    save(figure, path, dpi=110)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network of `draw_comparison`.
+
+    Attributes:
+        pair: its W/A.
+        top1: in percent, the mean over seeds.
+        spread: standard deviation over seeds; None for one seed.
+        setting: what tells it from others of the same W/A.
+    """
+
+    pair: str
+    top1: float
+    spread: float | None
+    setting: str
+
+
+def draw_comparison(path: Path, points: Sequence[Point]) -> None:
+    """Draw top-1 of each W/A, in the order given, a colour for each setting."""
+    figure, axis = plt.subplots(figsize=(8, 4))
+    pairs = list(dict.fromkeys(point.pair for point in points))
+    settings = list(dict.fromkeys(point.setting for point in points))
+    colors = (*CURVES[1:], *(f"C{number}" for number in range(10)))
+    for number, setting in enumerate(settings):
+        mine = [point for point in points if point.setting == setting]
+        axis.errorbar(
+            [pairs.index(point.pair) for point in mine],
+            [point.top1 for point in mine],
+            yerr=[point.spread or 0.0 for point in mine],
+            fmt="o", color=colors[number % len(colors)], capsize=3, label=setting or "all alike",
+        )  # fmt: skip
+    axis.set_xticks(range(len(pairs)), pairs)
+    axis.set_xlabel("weight bits / activation bits")
+    axis.set_ylabel("test top-1 %")
+    axis.margins(x=0.05, y=0.1)
+    if len(settings) > 1:
+        axis.legend(frameon=False, loc="lower right", fontsize=9)
+    _plain(axis)
+    figure.tight_layout()
+    save(figure, path, dpi=110)
+
+
+def _plain(axis: Axes) -> None:
+    axis.grid(axis="y", color=GRID)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _curve(path: Path) -> list[dict[str, str]]:
+    """Rows of a curves.csv; none where the stage passed its network on."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

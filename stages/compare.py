@@ -1,0 +1,206 @@
+"""Experiments side by side, as means over their seeds: `python -m stages.compare --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qnet.errors import UserError
+from qnet.levels import weight_levels
+from qnet.params import Params
+from stages.common import METRICS, Parser, run
+
+FULL = 32  # bits of what is not quantized
+LISTED = 3  # parameters that a row names
+IMAGES = ("data", "augment", "model.name", "model.pretrained", "fp")
+DEPENDS = {  # sections that shape the network of a stage, beside the seed
+    "train_fp": IMAGES,
+    "train_weights": (*IMAGES, "model", "cluster.weights", "weights"),
+    "train_activations": (*IMAGES, "model", "cluster", "weights", "activations"),
+}
+
+
+@dataclass
+class Group:
+    """Networks that differ in nothing but their seed.
+
+    Attributes:
+        pair: W/A.
+        bits: of a weight and of an activation.
+        settings: the parameters that shaped them, by dotted name.
+        by_seed: top-1 in percent and what it is below full precision, by seed.
+        bytes: size of the network.
+        on_test: whether its epochs were chosen on the test set.
+    """
+
+    pair: str
+    bits: tuple[int, int]
+    settings: dict[str, Any]
+    bytes: int
+    on_test: bool
+    by_seed: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def top1(self) -> float:
+        """The mean over seeds."""
+        return statistics.mean(top1 for top1, _ in self.by_seed.values())
+
+    @property
+    def loss(self) -> float:
+        """The mean over seeds."""
+        return statistics.mean(loss for _, loss in self.by_seed.values())
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of top-1 over seeds; None for one seed."""
+        if len(self.by_seed) < 2:
+            return None
+        return statistics.stdev(top1 for top1, _ in self.by_seed.values())
+
+
+def main(params: Params) -> None:
+    """Print a row for each W/A and setting among the experiments, and draw them."""
+    arguments = _arguments()
+    groups = group(_experiments(arguments.commits))
+    if not groups:
+        raise UserError("no experiment has finished; run one with `dvc exp run`")
+    settings = _differences(groups)
+    _print_table(groups, settings)
+    if arguments.picture is not None:
+        from stages.charts import Point, draw_comparison  # matplotlib takes a second to import
+
+        points = [
+            Point(found.pair, found.top1, found.spread, setting)
+            for found, setting in reversed(list(zip(groups, settings, strict=True)))
+        ]
+        draw_comparison(arguments.picture, points)
+
+
+def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
+    """The networks of all experiments, each once, from the most bits to the fewest.
+
+    Args:
+        experiments: each with `params`, the content of params.yaml, and `metrics`, that of each
+            training stage's metrics.json.
+    """
+    groups: dict[tuple[str, str], Group] = {}
+    for experiment in experiments:
+        tree, metrics = experiment["params"], experiment["metrics"]
+        flat = dict(_flat(tree))
+        for stage, pair, bits in _networks(tree):
+            found = metrics[stage]
+            settings = {
+                name: value
+                for name, value in flat.items()
+                if any(f"{name}.".startswith(f"{part}.") for part in DEPENDS[stage])
+            }
+            key = (pair, json.dumps(settings, sort_keys=True))
+            top1 = found["test"]["top1"]
+            chosen = found["selected_on"] == "test"
+            mine = groups.setdefault(key, Group(pair, bits, settings, found["bytes"], chosen))
+            mine.by_seed[tree["seed"]] = top1, metrics["train_fp"]["test"]["top1"] - top1
+    return sorted(groups.values(), key=lambda found: (-found.bits[0] * found.bits[1], found.pair))
+
+
+def _networks(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Stage, W/A and bits of each network that this params.yaml trains."""
+    levels = weight_levels(tree["weights"]["levels"])
+    spec = tree["activations"]["bits"]
+    weights = (str(FULL), FULL) if levels is None else (levels.name, levels.bits)
+    activations = FULL if spec == "full" else int(spec)
+    yield "train_fp", f"{FULL}/{FULL}", (FULL, FULL)
+    if weights[1] != FULL:
+        yield "train_weights", f"{weights[0]}/{FULL}", (weights[1], FULL)
+    if activations != FULL:
+        yield "train_activations", f"{weights[0]}/{activations}", (weights[1], activations)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m stages.compare",
+        description="Test top-1 of the experiments made since a commit, as means over seeds.",
+    )
+    parser.add_argument(
+        "-n", "--commits", type=int, default=1, metavar="N",
+        help="of the last N commits; default: 1, experiments that start from the last commit",
+    )  # fmt: skip
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="also draw accuracy against bits, as PNG"
+    )
+    return parser.parse_args()
+
+
+def _experiments(commits: int) -> list[dict[str, Any]]:
+    """Parameters and metrics of all experiments that have finished, and of the commits."""
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--json", "-n", str(commits)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise UserError(f"`dvc exp show` failed ({reason[0]}); run it to see why")
+    revisions = []
+    for commit in json.loads(done.stdout):
+        revisions.append(commit)
+        for experiment in commit.get("experiments") or []:
+            revisions.extend(experiment.get("revs") or [])
+    found = (_read(revision.get("data") or {}) for revision in revisions)
+    return [experiment for experiment in found if experiment is not None]
+
+
+def _read(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `group` needs; None if the experiment has not finished."""
+    params = (data.get("params") or {}).get("params.yaml", {}).get("data")
+    files = data.get("metrics") or {}
+    metrics = {
+        stage: files.get(str(METRICS / stage / "metrics.json"), {}).get("data") for stage in DEPENDS
+    }
+    return {"params": params, "metrics": metrics} if params and all(metrics.values()) else None
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _differences(groups: list[Group]) -> list[str]:
+    """For each group the parameters in which those of its W/A differ, such as `weights.lr=0.1`."""
+    texts = []
+    for found in groups:
+        alike = [other.settings for other in groups if other.pair == found.pair]
+        names = [
+            name
+            for name, value in found.settings.items()
+            if any(other.get(name) != value for other in alike)
+        ]
+        texts.append(" ".join(f"{name}={found.settings[name]}" for name in names[:LISTED]))
+        if len(names) > LISTED:
+            texts[-1] += f" and {len(names) - LISTED} more"
+    return texts
+
+
+def _print_table(groups: list[Group], settings: list[str]) -> None:
+    width = max(len("W/A"), *(len(found.pair) for found in groups))
+    print(f"{'W/A':>{width}} {'top-1 %':>8} {'±':>5} {'seeds':>5} {'loss':>6} {'bytes':>11}")
+    for found, setting in zip(groups, settings, strict=True):
+        spread = "" if found.spread is None else f"{found.spread:.2f}"
+        mark = "*" if found.on_test else " "
+        line = (
+            f"{found.pair:>{width}} {found.top1:8.2f} {spread:>5} {len(found.by_seed):5} "
+            f"{found.loss:6.2f} {found.bytes:11,} {mark} {setting}"
+        )
+        print(line.rstrip())
+    if any(found.on_test for found in groups):
+        print("* the test set chose the epochs: too high")
+
+
+if __name__ == "__main__":
+    run(main)

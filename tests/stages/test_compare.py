@@ -1,0 +1,116 @@
+"""Experiments side by side."""
+
+import copy
+import json
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+from stages import compare
+from stages.compare import group
+from tests.pipeline import ROOT, run, write_params
+
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def experiment(fp: float, weights: float, activations: float, **changes: Any) -> dict[str, Any]:
+    """Its top-1 in each stage; `changes` are `section__name=value`."""
+    tree = copy.deepcopy(PARAMS)
+    for name, value in changes.items():
+        *parents, leaf = name.split("__")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = value
+    metrics = {
+        stage: {"test": {"top1": top1}, "bytes": size, "selected_on": tree[section]["select_on"]}
+        for stage, section, top1, size in (
+            ("train_fp", "fp", fp, 4000),
+            ("train_weights", "weights", weights, 200),
+            ("train_activations", "activations", activations, 210),
+        )
+    }
+    return {"params": tree, "metrics": metrics}
+
+
+def test_experiments_that_differ_in_the_seed_only_are_one_row():
+    found = group([experiment(90, 89, 86), experiment(92, 91, 87, seed=1), experiment(90, 89, 86)])
+    assert [row.pair for row in found] == ["32/32", "1/32", "1/2"]
+    full, weights, both = found
+    assert (full.top1, weights.top1, both.top1) == (91, 90, 86.5)
+    assert (full.loss, weights.loss, both.loss) == (0, 1, 4.5)
+    assert both.spread == pytest.approx(0.5**0.5)
+    assert len(both.by_seed) == 2
+
+
+def test_a_parameter_of_a_later_stage_does_not_part_the_networks_before_it():
+    found = group([experiment(90, 89, 86), experiment(90, 89, 80, activations__bits=1)])
+    assert [row.pair for row in found] == ["32/32", "1/32", "1/2", "1/1"]
+    assert found[0].spread is None
+
+
+def test_what_is_not_quantized_has_no_row():
+    found = group(
+        [
+            experiment(90, 90, 86, weights__levels="full"),
+            experiment(90, 89, 89, activations__bits="full"),
+            experiment(90, 89, 88, weights__levels="3pm4", activations__bits=4),
+        ]
+    )
+    assert [row.pair for row in found] == ["32/32", "3pm4/32", "32/2", "1/32", "3pm4/4"]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `dvc exp show --json` gives: a commit and the experiments that start from it."""
+
+    def data(found: dict[str, Any] | None) -> dict[str, Any]:
+        if found is None:  # queued
+            return {"params": {"params.yaml": {"data": PARAMS}}, "metrics": None}
+        files = {f"metrics/{k}/metrics.json": {"data": v} for k, v in found["metrics"].items()}
+        return {"params": {"params.yaml": {"data": found["params"]}}, "metrics": files}
+
+    runs = [
+        experiment(90, 89, 86),
+        experiment(90, 89, 84, activations__lr=0.1),
+        experiment(90, 89, 80, activations__bits=1, activations__select_on="test"),
+        None,
+    ]
+    content = [
+        {"data": data(runs[0]), "experiments": None},
+        {"data": None, "experiments": [{"revs": [{"data": data(found)}]} for found in runs[1:]]},
+    ]
+    answer = subprocess.CompletedProcess([], 0, json.dumps(content), "")
+    monkeypatch.setattr(compare.subprocess, "run", lambda *args, **kwargs: answer)
+    return content
+
+
+def test_the_table_names_what_differs_and_a_picture_is_drawn(shown, tmp_path):
+    write_params(tmp_path)
+    lines = run("compare", tmp_path, "--picture", str(tmp_path / "bits.png")).splitlines()
+    assert lines[0].split() == ["W/A", "top-1", "%", "±", "seeds", "loss", "bytes"]
+    rows = [line.split() for line in lines[1:-1]]
+    assert [row[0] for row in rows] == ["32/32", "1/32", "1/2", "1/2", "1/1"]
+    assert rows[2][-1] == "activations.lr=0.05"
+    assert rows[3] == ["1/2", "84.00", "1", "6.00", "210", "activations.lr=0.1"]
+    assert rows[4][-1] == "*"
+    assert lines[-1] == "* the test set chose the epochs: too high"
+    assert (tmp_path / "bits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_an_experiment_it_says_what_to_do(shown, tmp_path):
+    shown.clear()
+    compare.subprocess.run().stdout = "[]"
+    write_params(tmp_path)
+    assert "no experiment has finished; run one with `dvc exp run`" in run(
+        "compare", tmp_path, status=2
+    )
+
+
+def test_outside_a_repository_it_says_so(tmp_path):
+    write_params(tmp_path)
+    output = run("compare", tmp_path, status=2)
+    assert output.startswith("error: `dvc exp show` failed (ERROR: ")
+    assert output.count("\n") == 1
