@@ -27,7 +27,7 @@ _UNROLLED = 7  # hard thresholds compared one by one; of more, the nearest is co
 _EXPONENT = 60.0  # exp of up to this, times exp(_SPREAD), stays inside float32
 _SPREAD = 20.0  # and _EXPONENT - _SPREAD is far enough for σ to round to 1
 _FAR = 14.0  # σ of this is 1 but for 1e-6
-_RADII = (0, 1, 3)  # few, so that a rising T compiles few kernels
+_RADII = (0, 1, 3)  # few, so that a rising T compiles few kernels: at most three each way
 _LONGEST = (
     32  # terms that a kernel sums; the loop is unrolled, and compiling takes longer with each
 )

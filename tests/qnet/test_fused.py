@@ -112,6 +112,29 @@ def test_one_kernel_serves_every_size_scale_and_temperature(small: None) -> None
         assert qnet.fused._Switch.on, "compiled again"
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("forward_mode", "window", "plans"), [("hard", 4.0, 1), ("hard", None, 3), ("soft", None, 3)]
+)
+def test_a_whole_schedule_of_temperatures_needs_few_kernels(
+    small: None,
+    monkeypatch: pytest.MonkeyPatch,
+    bits: int,
+    forward_mode: Any,
+    window: Any,
+    plans: int,
+) -> None:
+    made = []
+    monkeypatch.setattr(qnet.fused, "_compiled", lambda kernel: made.append(kernel) or kernel)
+    quantizer = Quantizer(
+        activation_levels(bits), forward_mode=forward_mode, backward_temperature=window
+    )
+    for epoch in range(400):
+        quantizer.set_temperature(min(5.0 * (epoch + 1), 2000.0))
+        quantizer(torch.randn(8, requires_grad=True)).sum().backward()
+    assert 2 <= len(made) <= 2 * plans  # one forward and one backward for each plan
+
+
 class Transfers(TorchDispatchMode):
     """Refuses what makes the host wait: numbers read from a device, or copied to it."""
 
