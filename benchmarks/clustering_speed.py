@@ -1,9 +1,9 @@
 """How long clustering takes, how much memory, and how exact it is.
 
-First many values at once, as a ReLU leaves them: half zero, half the positive half of a normal
-distribution. Then the thresholds of the 19 ReLUs of ResNet-20 from images of CIFAR's shape, the
-forward pass included. Last the inertia, against scikit-learn's k-means on raw values, on a sample
-small enough for it.
+First values as a ReLU leaves them, half zero, half the positive half of a normal distribution: many
+at once, and a sample that is small enough for scikit-learn's k-means on raw values, the published
+way. Then the thresholds of the 19 ReLUs of ResNet-20 from images of CIFAR's shape, the forward pass
+included; from ten times as many images once. Last the inertia on the sample, against k-means.
 
     python -m benchmarks.clustering_speed
 """
@@ -43,10 +43,20 @@ def main() -> None:
 
     cases = {
         f"{given.count:,} values": (many_values, given.count, given.bits),
+        f"{given.sample:,} values": (many_values, given.sample, given.bits),
+        f"{given.sample:,} values, scikit-learn": (raw_values, given.sample, given.bits),
         f"19 sites, {given.images:,} images": (network, given.images, given.bits),
     }
-    memory = extra_memory(_warm, list(cases.values()))
-    seconds = take_turns({name: _prepare(*case) for name, case in cases.items()}, given.repeats)
+    once = {f"19 sites, {10 * given.images:,} images": (network, 10 * given.images, given.bits)}
+    memory = extra_memory(_warm, [*cases.values(), *once.values()])
+    turns = ((cases, given.repeats, 1), (once, 1, 0))
+    seconds = {
+        name: found
+        for group, repeats, warm_up in turns
+        for name, found in take_turns(
+            {name: _prepare(*case) for name, case in group.items()}, repeats, warm_up
+        ).items()
+    }
     print(
         f"Into {2**given.bits} clusters, {torch.get_num_threads()} threads; "
         f"median of {given.repeats} turns.\n"
@@ -59,9 +69,7 @@ def main() -> None:
 
     sample, levels = relu_values(given.sample), _levels(given.bits)
     found = cluster(sample, levels, gamma=0.0, thresholds="clustered", scale="max")
-    exact = KMeans(len(levels.values), n_init=10, random_state=0).fit(
-        found.beta * sample[:, None].astype(np.float64)
-    )
+    exact = k_means(levels).fit(found.beta * sample[:, None].astype(np.float64))
     ratio = found.inertia / (exact.inertia_ / len(sample))
     print(f"\nInertia over that of k-means on {len(sample):,} raw values: {ratio:.5f}")
 
@@ -74,6 +82,21 @@ def many_values(number: int, bits: int) -> Callable[[], None]:
         cluster(values, levels, thresholds="clustered", scale="max")
 
     return run
+
+
+def raw_values(number: int, bits: int) -> Callable[[], None]:
+    """The same by scikit-learn, on all of them as they are."""
+    values, levels = relu_values(number)[:, None], _levels(bits)
+
+    def run() -> None:
+        k_means(levels).fit(values)
+
+    return run
+
+
+def k_means(levels: LevelSet) -> KMeans:
+    """The best of ten starts, a cluster for each level."""
+    return KMeans(len(levels.values), n_init=10, random_state=0)
 
 
 def network(images: int, bits: int) -> Callable[[], None]:
