@@ -34,14 +34,18 @@ RUN = "stages.launch"  # by which a process knows that it was started here
 USER_ERROR = f"{UserError.__name__}: "  # how torch marks it in the file it keeps of a failure
 
 
-def run(stage: Stage) -> None:
+def run(stage: Stage, about: str) -> None:
     """Run a training stage in as many processes as `runtime.processes` says.
 
     A process that torchrun has started (on one machine or several), or this function in another
     process, joins the others instead.
+
+    Args:
+        stage: the stage, which takes no arguments.
+        about: what `--help` prints.
     """
     alone = not _started_among_others() or int(os.environ["WORLD_SIZE"]) == 1
-    common.run(partial(_launch if alone else _work, stage))
+    common.run(partial(_launch if alone else _work, stage), about)
 
 
 def _started_among_others() -> bool:

@@ -1,4 +1,9 @@
-"""Stage train_fp: the full-precision network, which later phases start from and learn from."""
+"""Stage train_fp: the full-precision network, which later phases start from and learn from.
+
+Reads data/prepared, the file in model.pretrained if there is one,
+and of params.yaml: seed, augment, model.name, model.pretrained, fp, runtime.
+Writes checkpoints/fp.safetensors, metrics/train_fp and, for TensorBoard, runs/train_fp.
+"""
 
 from __future__ import annotations
 
@@ -34,4 +39,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, __doc__)

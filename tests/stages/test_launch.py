@@ -1,5 +1,7 @@
 """How a training stage tells whether it was started alone or as one of several processes."""
 
+import sys
+
 import pytest
 
 from stages import launch
@@ -22,8 +24,9 @@ def how(monkeypatch, tmp_path):
             launch, "elastic_launch", lambda *_: lambda *_: found.append("launcher")
         )
         monkeypatch.setattr(launch.logging, "disable", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["train_fp.py"])
         with chdir(tmp_path):
-            launch.run(lambda params: found.append("alone"))
+            launch.run(lambda params: found.append("alone"), "")
         return " ".join(found)
 
     return find
