@@ -14,7 +14,7 @@ import torch
 from qnet.checkpoint import Checkpoint
 from qnet.data import load_info
 from qnet.models import build_model
-from qnet.models.pretrained import load_pretrained
+from qnet.models.pretrained import is_file, load_pretrained
 from qnet.params import Params
 from qnet.runtime import seed_for, start
 from stages.common import FP, PREPARED
@@ -33,7 +33,7 @@ def main(params: Params) -> None:
     pretrained = params.model.pretrained
     for note in load_pretrained(model, pretrained, name=params.model.name):
         print(f"train_fp: {note}")
-    inputs = [] if pretrained in ("none", "torchvision") else [Path(pretrained)]
+    inputs = [Path(pretrained)] if is_file(pretrained) else []
     checkpoint = Checkpoint(model.to(runtime.device), params.model.name, info)
     train_stage("train_fp", "fp", params, checkpoint, runtime, FP, inputs=inputs)
 
