@@ -7,6 +7,11 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from qnet.errors import UserError
+
+NOT_OF_COMPILING = (torch.OutOfMemoryError, UserError)
+"""What a compiled call raises as an uncompiled one would: trying again would hide it, or fail."""
+
 
 class CompiledNetwork:
     """A network as one compiled function of images, or as it is once compiling has failed."""
@@ -22,13 +27,21 @@ class CompiledNetwork:
             try:
                 return self.compiled(images)
             except Exception as error:
-                self.works = False
                 warn_uncompiled("the network", error)
+                self.works = False
         return self.network(images)
 
 
 def warn_uncompiled(what: str, error: Exception) -> None:
-    """Say that `what` could not be compiled; a missing or failing compiler shows in many ways."""
+    """Say that `what` could not be compiled; a missing or failing compiler shows in many ways.
+
+    To be called where `error` is caught.
+
+    Raises:
+        torch.OutOfMemoryError, UserError: `error` is one of these, and so not of compiling.
+    """
+    if isinstance(error, NOT_OF_COMPILING):
+        raise error
     reason = str(error).strip().splitlines()
     warnings.warn(
         f"{what} could not be compiled and is computed uncompiled, which is slower: "

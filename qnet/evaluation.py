@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from qnet.data import BatchSource
 from qnet.distributed import total
+from qnet.errors import UserError
 from qnet.runtime import Runtime
 
 
@@ -28,25 +29,40 @@ class Scores:
         self.sums = batch if self.sums is None else self.sums + batch
         self.count += len(labels)
 
-    def read(self) -> dict[str, float]:
-        """Mean `loss` in nats, `top1` and `top5` in percent, over the images of all processes."""
+    def read(self, name: str = "training") -> dict[str, float]:
+        """Mean `loss` in nats, `top1` and `top5` in percent, over the images of all processes.
+
+        Args:
+            name: of the split, for a message.
+
+        Raises:
+            UserError: there were none, for no picture of the split could be read.
+        """
         sums = [0.0, 0.0, 0.0] if self.sums is None else self.sums.tolist()
         loss, top1, top5, count = total([*sums, self.count])
         if count == 0:
-            raise ValueError("no batch was scored")
+            raise UserError(
+                f"data.bad_images: no {name} picture could be read, and there are no more than it "
+                "allows; put back the files that the warnings name, or set it to 0 to stop at the "
+                "first"
+            )
         return {"loss": loss / count, "top1": 100 * (top1 / count), "top5": 100 * (top5 / count)}
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: BatchSource, runtime: Runtime) -> dict[str, float]:
-    """`loss`, `top1` and `top5` of `model` in eval mode on all of `batches`."""
+    """`loss`, `top1` and `top5` of `model` in eval mode on all of `batches`.
+
+    Raises:
+        UserError: none of their images could be read.
+    """
     model.eval()
     scores = Scores()
     for images, labels in batches.ordered():
         with runtime.autocast():
             logits = model(images).float()
         scores.add(logits, labels, F.cross_entropy(logits, labels))
-    return scores.read()
+    return scores.read(batches.name)
 
 
 @torch.no_grad()

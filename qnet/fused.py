@@ -255,11 +255,9 @@ def _call(kernel: Kernel, *tensors: Tensor) -> tuple[Tensor, ...] | None:
     """What the kernel gives, or None, and a warning the first time, if it cannot be compiled."""
     try:
         return kernel(*tensors)
-    except torch.OutOfMemoryError:
-        raise  # the uncompiled way needs more
     except Exception as error:
-        _Switch.on = False
         warn_uncompiled("the step function", error)
+        _Switch.on = False
         return None
 
 

@@ -94,8 +94,9 @@ Device = Annotated[
 Pretrained = Annotated[
     str,
     Field(
-        pattern=r"^(none|torchvision|[^\x00-\x1f\x7f]+\.(safetensors|pth|pt|th))$",
-        description="none, torchvision, or a file (.safetensors, .pth, .pt or .th)",
+        pattern=r"^(none|torchvision(/\w+)?|[^\x00-\x1f\x7f]+\.(safetensors|pth|pt|th))$",
+        description="none, torchvision, torchvision/ and a name of weights, such as "
+        "torchvision/IMAGENET1K_V1, or a file (.safetensors, .pth, .pt or .th)",
     ),
     BeforeValidator(_null_is_none),
 ]

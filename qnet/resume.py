@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class ResumeFile:
     def remove(self) -> None:
         """Forget the run: it has finished."""
         self.path.unlink(missing_ok=True)
-        if self.path.parent.exists() and not any(self.path.parent.iterdir()):
+        with suppress(OSError):  # there are others, or another process was first
             self.path.parent.rmdir()
 
 

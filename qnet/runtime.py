@@ -36,6 +36,8 @@ def start(params: RuntimeParams) -> Runtime:
         UserError: `runtime.device` names a device that this machine does not have, or does not
             have for each of the processes.
     """
+    # Deterministic sums in cuBLAS need a workspace of fixed size, which it looks up when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if params.threads != "auto" or local_world() > 1:
         threads = torch.get_num_threads() if params.threads == "auto" else params.threads
         torch.set_num_threads(max(1, threads // local_world()))

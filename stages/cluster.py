@@ -1,4 +1,10 @@
-"""Stage cluster: where alpha, beta and the thresholds of every quantizer start."""
+"""Stage cluster: where alpha, beta and the thresholds of every quantizer start.
+
+Reads data/prepared, checkpoints/fp.safetensors,
+and of params.yaml: seed, model.keep, model.quantize, cluster, weights.levels, activations.sites,
+runtime.
+Writes checkpoints/weight_clusters.json, checkpoints/activation_clusters.json and metrics/cluster.
+"""
 
 from __future__ import annotations
 
@@ -55,4 +61,4 @@ def _figures(content: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, __doc__)

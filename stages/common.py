@@ -31,15 +31,37 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def run(stage: Callable[[Params], None]) -> None:
-    """Run a stage; a `UserError` becomes one line on standard error and exit status 2."""
+def run(stage: Callable[[Params], None], about: str | None = None) -> None:
+    """Run a stage; a `UserError` becomes one line on standard error and exit status 2.
+
+    Args:
+        stage: the stage.
+        about: given where it takes no arguments: what `--help` prints. Any other is an error.
+    """
     try:
+        if about is not None:
+            _refuse_arguments(about)
         stage(load_params())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _refuse_arguments(about: str) -> None:
+    """Print `about` where help is asked for; refuse what else stands on the command line.
+
+    Raises:
+        UserError: something does.
+    """
+    parser = Parser(
+        prog=f"python -m stages.{Path(sys.argv[0]).stem}",
+        description=about,
+        epilog="It takes no arguments: parameters stand in params.yaml.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the lines as they are
+    )
+    parser.parse_args()
 
 
 def read_json(path: Path) -> Any:

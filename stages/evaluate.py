@@ -104,7 +104,7 @@ def _score(
         scores.add(logits, labels, F.cross_entropy(logits, labels))
         actual.append(labels)
         predicted.append(logits.argmax(dim=1))
-    return scores.read(), torch.cat(actual).cpu(), torch.cat(predicted).cpu()
+    return scores.read(batches.name), torch.cat(actual).cpu(), torch.cat(predicted).cpu()
 
 
 def _per_class(classes: tuple[str, ...], confusion: Tensor) -> list[tuple[str, int, float | None]]:

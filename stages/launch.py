@@ -34,16 +34,23 @@ RUN = "stages.launch"  # by which a process knows that it was started here
 USER_ERROR = f"{UserError.__name__}: "  # how torch marks it in the file it keeps of a failure
 
 
-def run(stage: Stage) -> None:
+def run(stage: Stage, about: str) -> None:
     """Run a training stage in as many processes as `runtime.processes` says.
 
     A process that torchrun has started (on one machine or several), or this function in another
     process, joins the others instead.
+
+    Args:
+        stage: the stage, which takes no arguments.
+        about: what `--help` prints.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        common.run(partial(_work, stage))
-    else:
-        common.run(partial(_launch, stage))
+    alone = not _started_among_others() or int(os.environ["WORLD_SIZE"]) == 1
+    common.run(partial(_launch if alone else _work, stage), about)
+
+
+def _started_among_others() -> bool:
+    """Whether torchrun, or one who sets what it sets, has started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ  # some clusters export one of them
 
 
 def _work(stage: Stage, params: Params) -> None:
@@ -75,7 +82,7 @@ def _end_with(parent: int) -> None:
 def _launch(stage: Stage, params: Params) -> None:
     """Start this very command several times; with one process, just run."""
     count = processes(params.runtime)
-    if count == 1 or "RANK" in os.environ:
+    if count == 1 or _started_among_others():
         stage(params)
         return
     logging.disable()  # torch's lines about processes that it ends

@@ -1,4 +1,9 @@
-"""Stage prepare: a data set in; labels, a split, statistics, and pixels or a listing out."""
+"""Stage prepare: a data set in; labels, a split, statistics, and pixels or a listing out.
+
+Reads the data set that data.name and data.root tell,
+and of params.yaml: seed, data.
+Writes data/prepared.
+"""
 
 from __future__ import annotations
 
@@ -56,4 +61,4 @@ def _write_listing(params: Params) -> DatasetInfo:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, __doc__)

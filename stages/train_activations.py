@@ -1,4 +1,12 @@
-"""Stage train_activations: the network with quantized weights and quantized activations."""
+"""Stage train_activations: the network with quantized weights and quantized activations.
+
+Reads data/prepared, checkpoints/fp.safetensors, checkpoints/weights.safetensors,
+checkpoints/activation_clusters.json,
+and of params.yaml: seed, augment, model.keep, model.quantize, cluster.images, cluster.activations,
+activations, runtime.
+Writes checkpoints/activations.safetensors, metrics/train_activations and, for TensorBoard,
+runs/train_activations.
+"""
 
 from __future__ import annotations
 
@@ -58,4 +66,4 @@ def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, __doc__)

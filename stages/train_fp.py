@@ -1,4 +1,9 @@
-"""Stage train_fp: the full-precision network, which later phases start from and learn from."""
+"""Stage train_fp: the full-precision network, which later phases start from and learn from.
+
+Reads data/prepared, the file in model.pretrained if there is one,
+and of params.yaml: seed, augment, model.name, model.pretrained, fp, runtime.
+Writes checkpoints/fp.safetensors, metrics/train_fp and, for TensorBoard, runs/train_fp.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ import torch
 from qnet.checkpoint import Checkpoint
 from qnet.data import load_info
 from qnet.models import build_model
-from qnet.models.pretrained import load_pretrained
+from qnet.models.pretrained import is_file, load_pretrained
 from qnet.params import Params
 from qnet.runtime import seed_for, start
 from stages.common import FP, PREPARED
@@ -28,10 +33,10 @@ def main(params: Params) -> None:
     pretrained = params.model.pretrained
     for note in load_pretrained(model, pretrained, name=params.model.name):
         print(f"train_fp: {note}")
-    inputs = [] if pretrained in ("none", "torchvision") else [Path(pretrained)]
+    inputs = [Path(pretrained)] if is_file(pretrained) else []
     checkpoint = Checkpoint(model.to(runtime.device), params.model.name, info)
     train_stage("train_fp", "fp", params, checkpoint, runtime, FP, inputs=inputs)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, __doc__)

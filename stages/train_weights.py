@@ -1,4 +1,10 @@
-"""Stage train_weights: the network with quantized weights and full-precision activations."""
+"""Stage train_weights: the network with quantized weights and full-precision activations.
+
+Reads data/prepared, checkpoints/fp.safetensors, checkpoints/weight_clusters.json,
+and of params.yaml: seed, augment, weights, runtime.
+Writes checkpoints/weights.safetensors, metrics/train_weights and, for TensorBoard,
+runs/train_weights.
+"""
 
 from __future__ import annotations
 
@@ -37,4 +43,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, __doc__)

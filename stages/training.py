@@ -14,7 +14,7 @@ from qnet.distributed import leave
 from qnet.evaluation import evaluate, predict
 from qnet.params import Params, TrainingParams
 from qnet.quantizer import Quantizer
-from qnet.resume import ResumeFile, run_key
+from qnet.resume import run_key
 from qnet.runtime import Runtime
 from qnet.schedules import is_due
 from qnet.size import full_precision_bytes, model_bytes
@@ -22,8 +22,7 @@ from qnet.training import History, Trainer
 from stages.common import METRICS, PREPARED, write_json
 from stages.data import evaluation_images, training_data
 from stages.logs import Log, bar, write_confusion, write_curves
-
-RESUME = Path(".resume")
+from stages.resuming import resume_file
 
 
 def train_stage(
@@ -54,7 +53,7 @@ def train_stage(
         epochs: False to pass the network on as it is.
     """
     settings: TrainingParams = getattr(params, section)
-    resume = ResumeFile(RESUME / f"{stage}-{_key(params, section, inputs)}.safetensors")
+    resume = resume_file(f"{stage}-{_key(params, section, inputs)}")
     history = History()
     if epochs:
         data = training_data(params, section, checkpoint.dataset, runtime)

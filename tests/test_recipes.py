@@ -14,21 +14,11 @@ from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 import stages.cluster
 import stages.train_activations
 from qnet.data import Raw, Split, load_source, prepare, save_prepared
-from qnet.params import Params, load_params
+from qnet.params import Params, TrainingParams, load_params
 from tests.pipeline import ROOT, run
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 IMAGES, SIZE = 60, 14  # SimpleNet needs 13 pixels
-PUBLISHED = {  # the rows that a recipe has
-    "resnet20-cifar10": "fp 1/32 2/32 3pm2/32 3/32 3pm4/32 4/32 1/1 1/2 1/3 1/4 32/1",
-    "simplenet-cifar10": "fp 1/32 1/1 1/2",
-    "resnet20-mnist": "fp",
-    "alexnet-imagenet": "fp 1/32 2/32 3pm2/32 3pm4/32 1/1 1/2",
-    "resnet18-imagenet": "fp 1/32 2/32 3pm2/32 3pm4/32 1/1 1/2 32/2",
-    "resnet50-imagenet": "fp 1/32 2/32 3pm2/32 3pm4/32",
-}
-TITLES = {"resnet20": "ResNet-20", "simplenet": "SimpleNet", "alexnet": "AlexNet",
-          "resnet18": "ResNet-18", "resnet50": "ResNet-50"}  # fmt: skip
 SECTIONS = ("fp", "weights", "activations")
 
 
@@ -51,16 +41,30 @@ COMMANDS = [
 ]
 
 
-def published(title: str, table: str = "CIFAR-10") -> dict[str, str]:
-    """A row of the fork's table in docs/method.md, or of the paper's ("ImageNet"), by W/A."""
+def table(first: str) -> dict[str, dict[str, str]]:
+    """The table in docs/method.md whose first column has this title: rows by title, then column."""
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    names, row = (
-        re.search(rf"^\| {re.escape(name)} \|(.*)\|$", text, re.M) for name in (table, title)
+    found = re.search(rf"^\| {re.escape(first)} \|.*\|$\n(?:^\|.*\|$\n)+", text, re.M)
+    assert found is not None, first
+    (_, *names), _, *lines = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in found[0].splitlines()
     )
-    assert names is not None
-    assert row is not None
-    cells = zip(names[1].split("|"), row[1].split("|"), strict=True)
-    return {name.strip(): cell.strip() for name, cell in cells if cell.strip()}
+    return {
+        title: {name: cell for name, cell in zip(names, cells, strict=True) if cell}
+        for title, *cells in lines
+    }
+
+
+def published(recipe: Path) -> dict[str, float]:
+    """Top-1 by W/A that docs/method.md has for the network and the images in a recipe's head."""
+    title = recipe.read_text(encoding="utf-8").split(" as the ")[0].removeprefix("# ")
+    network, _, images = title.partition(" on ")
+    row: dict[str, str] = {}
+    if images in ("CIFAR-10", "ImageNet"):
+        row = table(images)[network]
+    if title in (others := table("full precision")):  # of the fork; * where the paper has one too
+        row |= {"fp*" if row else "fp": others[title]["top-1"]}
+    return {name: float(cell.split()[0]) for name, cell in row.items()}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -68,23 +72,26 @@ def test_a_recipe_is_a_valid_params_file(recipe):
     load_params(recipe)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_every_published_row_is_one_command(name):
-    found = {row: top1 for row, (top1, _) in rows(ROOT / "recipes" / f"{name}.yaml").items()}
-    assert list(found) == PUBLISHED[name].split()
-    if name == "resnet20-mnist":
-        assert found == {"fp": 99.38}
-    else:
-        network, _, images = name.partition("-")
-        table = published(TITLES[network], "ImageNet" if images == "imagenet" else "CIFAR-10")
-        assert found == {row: float(cell.split()[0]) for row, cell in table.items()}
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if rows(r)], ids=lambda path: path.stem)
+def test_every_published_row_is_one_command(recipe):
+    assert {row: top1 for row, (top1, _) in rows(recipe).items()} == published(recipe)
+
+
+def test_every_published_network_has_a_recipe():
+    titles = {recipe.read_text(encoding="utf-8").split(" as the ")[0] for recipe in RECIPES}
+    expected = {
+        *(f"# {network} on CIFAR-10" for network in ("ResNet-20", "SimpleNet")),
+        *(f"# {network} on ImageNet" for network in table("ImageNet")),
+        *(f"# {title}" for title in table("full precision")),
+    }
+    assert expected <= titles
 
 
 @pytest.mark.parametrize(("recipe", "row", "overrides"), COMMANDS)
 def test_a_command_is_one_experiment_of_its_row(recipe, row, overrides, tmp_path):
     assert len(get_hydra_sweeps({"params.yaml": overrides})) == 1
     params = overridden(recipe, overrides, tmp_path)
-    levels, bits = ("32", "32") if row == "fp" else row.split("/")
+    levels, bits = ("32", "32") if row.startswith("fp") else row.split("/")
     assert str(params.weights.levels) == levels.replace("32", "full")
     assert str(params.activations.bits) == bits.replace("32", "full")
     if levels not in ("1", "32"):
@@ -93,9 +100,31 @@ def test_a_command_is_one_experiment_of_its_row(recipe, row, overrides, tmp_path
     if recipe.stem == "resnet20-cifar10":
         section = "fp" if row == "fp" else "weights" if bits == "32" else "activations"
         trained = getattr(params, section)
-        assert trained.lr == float(published("its learning rate")[row])
-        decays = ", ".join(str(epoch - 1) for epoch in trained.decay_epochs)
-        assert decays == published("… divided by ten at epochs")[row]
+        assert trained.lr == float(table("CIFAR-10")["its learning rate"][row])
+        assert decays(trained) == table("CIFAR-10")["… divided by ten at epochs"][row]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "title"),
+    [
+        ("resnet20-mnist", "fp", "ResNet-20 on MNIST"),
+        ("resnet18-imagenet", "fp*", "ResNet-18 on ImageNet"),
+    ],
+)
+def test_what_the_fork_trains_in_full_precision(name, row, title, tmp_path):
+    recipe = ROOT / "recipes" / f"{name}.yaml"
+    params = overridden(recipe, rows(recipe)[row][1], tmp_path)
+    expected = table("full precision")[title]
+    assert params.model.pretrained == "none"
+    assert params.fp.lr == 0.1
+    assert params.fp.epochs == int(expected["epochs"])
+    assert decays(params.fp) == expected["learning rate divided by ten at epochs"]
+    assert f"top-5 {expected['top-5']}" in recipe.read_text(encoding="utf-8")
+
+
+def decays(params: TrainingParams) -> str:
+    """The epochs after which the learning rate falls, as the fork counts them, from 0."""
+    return ", ".join(str(epoch - 1) for epoch in params.decay_epochs)
 
 
 def overridden(recipe: Path, overrides: list[str], folder: Path) -> Params:
@@ -146,7 +175,3 @@ def test_two_steps_of_every_phase(recipe, raw, tmp_path, monkeypatch):
     for stage in ("train_fp", "train_weights", "train_activations"):
         metrics = json.loads((tmp_path / "metrics" / stage / "metrics.json").read_text())
         assert metrics["best_epoch"] in (1, 2)
-
-
-def test_there_are_recipes():
-    assert {recipe.stem for recipe in RECIPES} >= PUBLISHED.keys()

@@ -60,10 +60,12 @@ class BatchSource(Protocol):
     """What trains and scores a network: `Batches`, or anything that gives batches as they do.
 
     Attributes:
+        name: of the split, for messages.
         batch_size: images to a whole batch, of which this process may have a part only.
         waited: seconds that the last pass over the images spent waiting for them.
     """
 
+    name: str
     batch_size: int
     waited: float
 
@@ -108,6 +110,7 @@ class Batches:
         device: where the images are kept and the batches made.
         augment: given for training images; `Augment(pad=0, flip=False)` leaves them as they are.
         part: what this process takes of them. What it takes is the same as without the others.
+        name: of the split, for messages.
 
     Raises:
         UserError: if images to train on do not fill one batch.
@@ -124,7 +127,9 @@ class Batches:
         device: torch.device | str,
         augment: Augment | None = None,
         part: Part = WHOLE,
+        name: str = "given",
     ) -> None:
+        self.name = name
         self.batch_size = batch_size
         self.augment = augment
         self.part = part

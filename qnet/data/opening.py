@@ -49,7 +49,13 @@ def open_batches(
         images = load_split(folder, split)
         images = images if chosen is None else images.take(chosen)
         return Batches(
-            images, info, batch_size=batch_size, device=device, augment=augment, part=part
+            images,
+            info,
+            batch_size=batch_size,
+            device=device,
+            augment=augment,
+            part=part,
+            name=split,
         )
     from qnet.data.streamed import StreamedBatches  # torchvision takes seconds to import
 
@@ -64,4 +70,5 @@ def open_batches(
         workers=workers,
         bad_images=bad_images,
         warn=warn,
+        name=split,
     )

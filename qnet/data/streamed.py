@@ -51,6 +51,7 @@ class StreamedBatches:
         workers: processes that decode; 0: this one.
         bad_images: files that may turn out unreadable before this is an error.
         warn: told of each of them, in a line.
+        name: of the split, for messages.
 
     Attributes:
         waited: seconds that the last pass over the images spent waiting for them.
@@ -72,9 +73,11 @@ class StreamedBatches:
         workers: int = 0,
         bad_images: int = 0,
         warn: Callable[[str], None] = partial(print, file=sys.stderr),
+        name: str = "given",
     ) -> None:
         if augment is not None:
             require_full_batch(batch_size, len(listing))
+        self.name = name
         self.batch_size = batch_size
         self.part = part
         self.waited = 0.0

@@ -28,6 +28,12 @@ TORCHVISION_ALIKE = (*(f"resnet{depth}" for depth in STAGES), "alexnet")
 _TORCH_SUFFIXES = (".pth", ".pt", ".th")
 
 
+def is_file(source: str) -> bool:
+    """Whether `source`, as in `model.pretrained`, names a file."""
+    from_torchvision = source == "torchvision" or re.fullmatch(r"torchvision/\w+", source)
+    return source != "none" and not from_torchvision
+
+
 def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
     """Load weights into `model`, in place: all that fit it, or on an error none.
 
@@ -37,7 +43,8 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
 
     Args:
         model: a network as `qnet.models.build_model` makes it, not quantized.
-        source: `none`, `torchvision`, or a file: safetensors (a checkpoint of
+        source: `none`; `torchvision` for its best weights, or `torchvision/<weights>` such as
+            `torchvision/IMAGENET1K_V1`; or a file: safetensors (a checkpoint of
             `qnet.save_checkpoint` is one), or a .pth, .pt or .th of `torch.save` with a state dict,
             alone or under `state_dict` or `model`.
         name: of the model, as in `model.name`.
@@ -47,14 +54,14 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
 
     Raises:
         UserError: the file is missing, damaged, or does not fit; there is no network to download
-            from; torchvision has no weights for such a model.
+            from; torchvision has no weights for such a model, or none of that name.
     """
     if source == "none":
         return []
-    if source == "torchvision":
-        origin, state = _from_torchvision(name)
-    else:
+    if is_file(source):
         origin, state = source, _from_file(Path(source))
+    else:
+        origin, state = _from_torchvision(name, source)
     if any("_quantizer." in key for key in state):
         raise UserError(
             f"model.pretrained: {origin} is a quantized network; give one of full precision, such "
@@ -78,16 +85,25 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
     return notes
 
 
-def _from_torchvision(name: str) -> tuple[str, State]:
-    """The name and the tensors of torchvision's best weights for a model."""
+def _from_torchvision(name: str, source: str) -> tuple[str, State]:
+    """The name and the tensors of torchvision's weights for a model."""
     if name not in TORCHVISION_ALIKE and not name.startswith("torchvision/"):
         raise UserError(
-            f"model.pretrained is torchvision, and it has no weights for {name}, only for "
+            f"model.pretrained is {source}, and torchvision has no weights for {name}, only for "
             f"{', '.join(TORCHVISION_ALIKE)} and torchvision/<name>; set it to none or a file"
         )
     import torchvision  # takes a second, and only this needs it
 
-    weights = torchvision.models.get_model_weights(name.removeprefix("torchvision/")).DEFAULT
+    known = torchvision.models.get_model_weights(name.removeprefix("torchvision/"))
+    wanted = source.partition("/")[2]
+    if wanted and wanted not in known.__members__:
+        names = [weights.name for weights in known]
+        raise UserError(
+            f"model.pretrained is {source}, and torchvision's weights for {name} are "
+            f"{', '.join(names)}; set it to torchvision/{names[0]}, or to torchvision for the best "
+            f"of them ({known.DEFAULT.name})"
+        )
+    weights = known[wanted or "DEFAULT"]
     try:
         state = weights.get_state_dict(
             progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True

@@ -20,6 +20,8 @@ from tests.tiny import network
 WEIGHTS = (1, 2, 3, 4, 5, "3pm2", "3pm4", "full")
 ACTIVATIONS = (1, 2, 3, 4, 8, "full")
 
+pytestmark = pytest.mark.grid
+
 
 @pytest.mark.parametrize(("weights", "bits"), product(WEIGHTS, ACTIVATIONS))
 def test_a_pair_trains_and_is_exact(weights, bits, tiny_split):

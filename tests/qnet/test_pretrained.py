@@ -13,7 +13,7 @@ from qnet.errors import UserError
 from qnet.layers import insert_quantizers
 from qnet.levels import weight_levels
 from qnet.models import build_model
-from qnet.models.pretrained import TORCHVISION_ALIKE, load_pretrained
+from qnet.models.pretrained import TORCHVISION_ALIKE, is_file, load_pretrained
 from qnet.quantizer import Quantizer
 from tests.pipeline import run, write_params
 from tests.tiny import network
@@ -190,16 +190,19 @@ def test_no_state_dict(content, tmp_path):
 
 @pytest.fixture
 def published(monkeypatch):
-    """What torchvision downloads: `published(state)`, or an error to raise."""
+    """What torchvision downloads: `published(state)`, or an error to raise; the addresses asked."""
+    asked: list[str] = []
 
     def publish(result):
         def download(url, **options):
             assert options["weights_only"]
+            asked.append(url)
             if isinstance(result, Exception):
                 raise result
             return result
 
         monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", download)
+        return asked
 
     return publish
 
@@ -211,6 +214,39 @@ def test_torchvisions_weights_with_their_own_head(published):
     notes = load_pretrained(model, "torchvision", name="resnet18")
     assert notes == ["starts with the weights of ResNet18_Weights.IMAGENET1K_V1 of torchvision"]
     assert same(theirs.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("source", "chosen"),
+    [("torchvision", "V2"), ("torchvision/IMAGENET1K_V1", "V1"), ("torchvision/DEFAULT", "V2")],
+)
+def test_torchvisions_weights_by_name(source, chosen, published):
+    theirs = torchvision.models.resnet50(weights=None)
+    asked = published(theirs.state_dict())
+    model = build_model("resnet50", classes=1000, size=64)
+    notes = load_pretrained(model, source, name="resnet50")
+    weights = torchvision.models.ResNet50_Weights[f"IMAGENET1K_{chosen}"]
+    assert notes == [f"starts with the weights of {weights} of torchvision"]
+    assert asked == [weights.url]
+    assert same(theirs.state_dict(), model.state_dict())
+
+
+def test_torchvisions_weights_by_a_wrong_name(published):
+    asked = published(AssertionError("nothing is downloaded"))
+    refuse(
+        build_model("resnet50", classes=1000, size=64),
+        "torchvision/resnet50",
+        r"model\.pretrained is torchvision/resnet50, and torchvision's weights for resnet50 are "
+        r"IMAGENET1K_V1, IMAGENET1K_V2; set it to torchvision/IMAGENET1K_V1, or to torchvision for "
+        r"the best of them \(IMAGENET1K_V2\)",
+        "resnet50",
+    )
+    assert asked == []
+
+
+def test_what_is_a_file():
+    assert not any(map(is_file, ("none", "torchvision", "torchvision/IMAGENET1K_V1")))
+    assert all(map(is_file, ("a.pth", "torchvision/mine.safetensors", "/torchvision/mine.th")))
 
 
 def test_torchvisions_weights_with_a_new_head(published):

@@ -1,5 +1,7 @@
 """What a process takes of its machine, alone and among others."""
 
+import os
+
 import pytest
 import torch
 
@@ -32,6 +34,7 @@ def threads(monkeypatch) -> list[int]:
     monkeypatch.setattr(torch, "set_num_threads", found.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch, "set_flush_denormal", lambda mode: True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # put back afterwards
     yield found
     torch.use_deterministic_algorithms(False)
 
@@ -41,6 +44,15 @@ def test_alone_all_is_as_it_says(params, threads):
     assert threads == []
     runtime.start(params.model_copy(update={"threads": 7}))
     assert threads == [7]
+
+
+def test_cublas_is_told_to_be_deterministic(params, threads, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    runtime.start(params)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the other that is
+    runtime.start(params)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 @pytest.mark.parametrize(("workers", "share"), [(0, 0), (1, 1), (4, 2)])
@@ -59,3 +71,42 @@ def test_each_process_has_a_cuda_device_of_its_own(among_three, monkeypatch):
     with pytest.raises(UserError, match=r"runtime\.processes is 3, and this machine has 2 CUDA"):
         runtime._device("cuda")
     assert runtime._device("cpu") == torch.device("cpu")
+
+
+INTEL, AMD = {"cpu_name": "Intel(R) Xeon(R) Platinum"}, {"cpu_name": "AMD EPYC 9554"}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        (INTEL | {"avx512_bf16": True, "amx_bf16": True}, True),
+        (AMD | {"avx512_bf16": True, "amx_bf16": False}, True),
+        (INTEL | {"avx512_bf16": True, "amx_bf16": False}, False),
+        (INTEL | {"avx512_bf16": False, "amx_bf16": False}, False),
+        (AMD | {"avx512_bf16": False}, False),
+        ({"avx512_bf16": True}, True),
+        ({}, False),
+    ],
+)
+def test_auto_is_bfloat16_where_the_processor_is_faster_with_it(
+    capabilities, expected, params, threads, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert runtime.start(params.model_copy(update={"precision": "auto"})).mixed is expected
+    assert not runtime.start(params.model_copy(update={"precision": "float32"})).mixed
+    assert runtime.start(params.model_copy(update={"precision": "bfloat16"})).mixed
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not runtime._has_bfloat16(torch.device("cpu"))
+
+
+def test_auto_is_float32_where_pytorch_cannot_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not runtime._has_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True)])
+def test_auto_is_bfloat16_on_cuda_from_ampere_on(capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert runtime._has_bfloat16(torch.device("cuda", 0)) is expected
+    assert not runtime._has_bfloat16(torch.device("mps"))

@@ -75,6 +75,27 @@ def test_too_many_bad_images_stop_the_training(workspace):
     assert "error: data.bad_images is 0, and this is number 1: imagenet/train/" in output
 
 
+@pytest.mark.parametrize(
+    ("split", "folder", "changes"),
+    [
+        ("training", "train", {"data__bad_images": 30}),
+        ("validation", "train", {"data__bad_images": 30, "fp__epochs": 0}),
+        ("test", "val", {"data__bad_images": 12, "fp__epochs": 0}),
+    ],
+)
+def test_a_split_without_a_picture_that_can_be_read_is_one_line(split, folder, changes, workspace):
+    write_params(workspace, **PARAMS | changes, runtime__workers=0)
+    run("prepare", workspace)
+    for path in (workspace / "imagenet" / folder).rglob("*.JPEG"):
+        corrupt(path)
+    output = run("train_fp", workspace, status=2).splitlines()
+    errors = [line for line in output if " cannot be read (" not in line]
+    assert errors == [
+        f"error: data.bad_images: no {split} picture could be read, and there are no more than it "
+        "allows; put back the files that the warnings name, or set it to 0 to stop at the first"
+    ]
+
+
 def test_a_mistake_in_a_list_is_one_line(workspace):
     (workspace / "imagenet" / "val.txt").write_text("none.JPEG 0\n")
     output = run("prepare", workspace, status=2)

@@ -1,0 +1,60 @@
+"""A compiled network falls back where compiling fails, and hides nothing else that goes wrong."""
+
+import warnings
+
+import pytest
+import torch
+
+from qnet.compiling import CompiledNetwork
+from qnet.errors import UserError
+from tests.tiny import network
+
+IMAGES = torch.zeros(2, 1, 8, 8)
+
+
+class Failing:
+    """Stands for what torch.compile gives."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.calls = 0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        raise self.error
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A network that was compiled, and whose compiled calls raise an error."""
+
+    def make(error: Exception) -> tuple[CompiledNetwork, Failing]:
+        compiled = Failing(error)
+        monkeypatch.setattr(torch, "compile", lambda network: compiled)
+        return CompiledNetwork(network(3, 1, 8)), compiled
+
+    return make
+
+
+def test_what_cannot_be_compiled_is_computed_uncompiled_and_told_once(failing):
+    compiled, calls = failing(RuntimeError("no C++ compiler\nand a long story"))
+    with pytest.warns(UserWarning, match=r"slower: RuntimeError: no C\+\+ compiler$"):
+        found = compiled(IMAGES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(found, compiled(IMAGES))
+    assert calls.calls == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), UserError("data.root is gone; mend it")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_no_fault_of_compiling_is_raised_as_it_is(error, failing):
+    compiled, calls = failing(error)
+    for _ in range(2):  # and it stays compiled
+        with pytest.raises(type(error)) as caught:
+            compiled(IMAGES)
+        assert caught.value is error
+    assert calls.calls == 2

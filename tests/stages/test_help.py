@@ -1,0 +1,59 @@
+"""A stage of the pipeline tells what it does, and takes no arguments."""
+
+import re
+import runpy
+import sys
+
+import pytest
+import yaml
+
+from tests.pipeline import ROOT, chdir
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """What `python -m stages.<stage>` says and its exit status, in a folder with nothing in it."""
+
+    def start(stage: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{ROOT}/stages/{stage}.py", *arguments])
+        monkeypatch.delitem(sys.modules, f"stages.{stage}", raising=False)
+        with chdir(tmp_path), pytest.raises(SystemExit) as end:
+            runpy.run_module(f"stages.{stage}", run_name="__main__")
+        return (int(end.value.code or 0), *capsys.readouterr())
+
+    return start
+
+
+def files(stage: str) -> set[str]:
+    """What the stage reads beside code and writes, as dvc.yaml says; of metrics/ its folder."""
+    content = STAGES[stage]
+    listed = [content[kind] for kind in ("deps", "outs", "metrics", "plots") if kind in content]
+    names = [next(iter(entry)) if isinstance(entry, dict) else entry for group in listed
+             for entry in group]  # fmt: skip
+    names = [name for name in names if name.startswith(("data/", "checkpoints/", "metrics/"))]
+    return {re.sub(r"^(metrics/\w+)/.*", r"\1", name) for name in names}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_tells_what_it_reads_and_writes(stage, command):
+    status, output, _ = command(stage, "--help")
+    assert status == 0
+    assert output.startswith(f"usage: python -m stages.{stage} [-h]\n\nStage {stage}: ")
+    paths = set(re.findall(r"\b(?:data|checkpoints|metrics)/[\w/.]*\w", output))
+    assert paths == files(stage)
+    read = re.search(r"params\.yaml:(.*?)\.\n", output, re.DOTALL)
+    assert read is not None
+    expected = [*STAGES[stage]["params"], "runtime"][: None if stage != "prepare" else -1]
+    assert read[1].replace(",", " ").split() == expected
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_argument_is_refused_before_anything_is_read(stage, command):
+    status, output, error = command(stage, "--epochs", "3")
+    assert status == 2
+    assert output == ""
+    assert error == (
+        f"error: unrecognized arguments: --epochs 3; see python -m stages.{stage} --help\n"
+    )

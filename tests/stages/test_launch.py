@@ -1,0 +1,48 @@
+"""How a training stage tells whether it was started alone or as one of several processes."""
+
+import sys
+
+import pytest
+
+from stages import launch
+from tests.pipeline import chdir, write_params
+
+
+@pytest.fixture
+def how(monkeypatch, tmp_path):
+    """What a stage becomes with these environment variables: alone, a launcher, or one of many."""
+
+    def find(processes: int, **environment: str) -> str:
+        found: list[str] = []
+        write_params(tmp_path, runtime__processes=processes)
+        for name in ("RANK", "WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(launch, "_work", lambda stage, params: found.append("one of many"))
+        monkeypatch.setattr(
+            launch, "elastic_launch", lambda *_: lambda *_: found.append("launcher")
+        )
+        monkeypatch.setattr(launch.logging, "disable", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["train_fp.py"])
+        with chdir(tmp_path):
+            launch.run(lambda params: found.append("alone"), "")
+        return " ".join(found)
+
+    return find
+
+
+def test_alone_or_a_launcher_as_params_say(how):
+    assert how(1) == "alone"
+    assert how(2) == "launcher"
+
+
+def test_torchrun_has_started_it_among_others(how):
+    assert how(1, RANK="0", WORLD_SIZE="2") == "one of many"
+    assert how(2, RANK="0", WORLD_SIZE="1") == "alone"
+
+
+@pytest.mark.parametrize("exported", [{"WORLD_SIZE": "2"}, {"RANK": "0"}])
+def test_a_cluster_that_exports_half_of_it_changes_nothing(exported, how):
+    assert how(1, **exported) == "alone"
+    assert how(2, **exported) == "launcher"
