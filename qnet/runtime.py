@@ -34,8 +34,13 @@ def start(params: RuntimeParams) -> Runtime:
 
     Raises:
         UserError: `runtime.device` names a device that this machine does not have, or does not
-            have for each of the processes.
+            have for each of the processes; or several are to compile the network.
     """
+    if params.compile == "network" and world() > 1:
+        raise UserError(
+            f"runtime.compile is network, which one process can and {world()} cannot; set it to "
+            "quantizers or none, or runtime.processes to 1"
+        )
     # Deterministic sums in cuBLAS need a workspace of fixed size, which it looks up when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if params.threads != "auto" or local_world() > 1:

@@ -104,7 +104,7 @@ class Trainer:
         if world() > 1:
             synchronise_batch_norm(model)
         self.optimizer = build_optimizer(model, params)
-        whole = runtime.compile_network and world() == 1
+        whole = runtime.compile_network
         self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if whole else model
         if _distillation(params) > 0 and teacher is not None:
             taught_by = folded(teacher)

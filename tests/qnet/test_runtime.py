@@ -55,6 +55,11 @@ def test_cublas_is_told_to_be_deterministic(params, threads, monkeypatch):
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
+def test_several_processes_do_not_compile_the_network(params, threads, among_three):
+    with pytest.raises(UserError, match="runtime.compile is network, which one process can and 6"):
+        runtime.start(params.model_copy(update={"compile": "network"}))
+
+
 @pytest.mark.parametrize(("workers", "share"), [(0, 0), (1, 1), (4, 2)])
 def test_processes_share_threads_and_workers(workers, share, params, threads, among_three):
     found = runtime.start(params.model_copy(update={"threads": 7, "workers": workers}))
