@@ -56,7 +56,7 @@ def test_cublas_is_told_to_be_deterministic(params, threads, monkeypatch):
 
 
 def test_several_processes_do_not_compile_the_network(params, threads, among_three):
-    with pytest.raises(UserError, match="runtime.compile is network, which one process can and 6"):
+    with pytest.raises(UserError, match="which one process can and 6 cannot"):
         runtime.start(params.model_copy(update={"compile": "network"}))
 
 
