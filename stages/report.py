@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from qnet.params import Params
-from stages.common import METRICS, read_json, run
+from stages.common import METRICS, Parser, read_json, run
 
 STAGES = ("train_fp", "train_weights", "train_activations")
 
 
 def main(params: Params) -> None:
     """Print the figures of the three training stages, as they stand under metrics/."""
-    parser = argparse.ArgumentParser(prog="python -m stages.report", description=__doc__)
+    parser = Parser(prog="python -m stages.report", description=__doc__)
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the curves, as PNG")
     picture = parser.parse_args().picture
     metrics = {stage: read_json(METRICS / stage / "metrics.json") for stage in STAGES}
