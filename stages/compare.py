@@ -138,23 +138,29 @@ def _arguments() -> argparse.Namespace:
 
 
 def _experiments(commits: int) -> list[dict[str, Any]]:
-    """Parameters and metrics of all experiments that have finished, and of the commits."""
+    """Parameters and metrics of all experiments that have finished.
+
+    Not those of the commits and of the workspace: there params.yaml may have changed since the
+    metrics were written.
+    """
     command = [sys.executable, "-m", "dvc", "exp", "show", "--json", "-n", str(commits)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise UserError(f"`dvc exp show` failed ({reason[0]}); run it to see why")
-    revisions = []
-    for commit in json.loads(done.stdout):
-        revisions.append(commit)
-        for experiment in commit.get("experiments") or []:
-            revisions.extend(experiment.get("revs") or [])
-    found = (_read(revision.get("data") or {}) for revision in revisions)
-    return [experiment for experiment in found if experiment is not None]
+    finished = [
+        experiment
+        for commit in json.loads(done.stdout)
+        for experiment in commit.get("experiments") or []
+        if not experiment.get("executor")  # queued, running or failed
+    ]
+    revisions = [revision for found in finished for revision in found.get("revs") or []]
+    read = (_read(revision.get("data") or {}) for revision in revisions)
+    return [experiment for experiment in read if experiment is not None]
 
 
 def _read(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `group` needs; None if the experiment has not finished."""
+    """What `group` needs; None if the experiment has not run all stages."""
     params = (data.get("params") or {}).get("params.yaml", {}).get("data")
     files = data.get("metrics") or {}
     metrics = {

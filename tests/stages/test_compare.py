@@ -78,9 +78,16 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         experiment(90, 89, 80, activations__bits=1, activations__select_on="test"),
         None,
     ]
+    stale = experiment(99, 99, 99)  # metrics of other parameters than those beside them
     content = [
-        {"data": data(runs[0]), "experiments": None},
-        {"data": None, "experiments": [{"revs": [{"data": data(found)}]} for found in runs[1:]]},
+        {"data": data(stale), "experiments": None},
+        {
+            "data": data(stale),
+            "experiments": [
+                *({"revs": [{"data": data(found)}], "executor": None} for found in runs),
+                {"revs": [{"data": data(stale)}], "executor": {"state": "running"}},
+            ],
+        },
     ]
     answer = subprocess.CompletedProcess([], 0, json.dumps(content), "")
     monkeypatch.setattr(compare.subprocess, "run", lambda *args, **kwargs: answer)
