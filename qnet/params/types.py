@@ -1,6 +1,6 @@
 """What a value in params.yaml may be, as types.
 
-The `description` of a type says what is allowed; `qnet.params_errors` puts it into its messages.
+The `description` of a type says what is allowed; `qnet.params.errors` puts it into its messages.
 Limits such as 1e9 are far beyond sense: they turn a slip of the keyboard into a clear message.
 """
 

@@ -12,8 +12,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from qnet.errors import UserError
-from qnet.params_errors import explain
-from qnet.params_types import (
+from qnet.params.errors import explain
+from qnet.params.types import (
     Bits,
     Channels,
     Compile,
@@ -235,7 +235,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         UserError: the file cannot be read, or a parameter is unknown, missing or out of range.
     """
-    from qnet.params_file import read_yaml  # PyYAML belongs to the pipeline, not to the library
+    from qnet.params.file import read_yaml  # PyYAML belongs to the pipeline, not to the library
 
     tree = read_yaml(path)
     try:
