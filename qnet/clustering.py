@@ -226,8 +226,10 @@ def _trim(histogram: Histogram, gamma: float) -> tuple[np.ndarray, np.ndarray, f
     first, last = np.searchsorted(weights.cumsum(), ranks, side="right")
     if not points[first : last + 1].any():
         first, last = 0, len(points) - 1
-    low = histogram.min if first == 0 else float(points[first])
-    high = histogram.max if last == len(points) - 1 else float(points[last])
+    # A bin's mean is rounded away from zero, and so can lie beyond the outermost value in it.
+    low, high = np.clip(points[[first, last]], histogram.min, histogram.max).tolist()
+    low = histogram.min if first == 0 else low
+    high = histogram.max if last == len(points) - 1 else high
     return points[first : last + 1], weights[first : last + 1], low, high
 
 

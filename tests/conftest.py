@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from qnet.data import DatasetInfo, Split
 from qnet.params import ActivationsParams, FpParams, QuantizedTrainingParams, load_params
 
 ROOT = Path(__file__).parent.parent
+
+# The same examples in each run; --hypothesis-profile=default looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

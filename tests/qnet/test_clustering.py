@@ -96,7 +96,15 @@ def test_scaling_the_values_scales_alpha_and_beta(
     found, scaled = cluster(x, **rule), cluster(c * x, **rule)
     assert_allclose(scaled.alpha, c * found.alpha, rtol=5e-3)
     assert_allclose(scaled.beta, found.beta / c, rtol=5e-3)
-    assert_allclose(scaled.thresholds, found.thresholds, atol=0.01 * found.levels.max_abs)
+    assert_allclose(scaled.inertia, found.inertia, rtol=5e-3)
+    # Bins fall otherwise. The optimum of k-means is flat: an edge moves, and the inertia hardly.
+    assert_allclose(scaled.thresholds, found.thresholds, atol=0.02 * found.levels.max_abs)
+
+
+def test_values_too_small_for_a_bin_keep_their_order() -> None:
+    values = np.array([-1.0, *[1.1754944e-38] * 5], dtype=np.float32)
+    found = cluster(values, weight_levels(1), gamma=0.2)
+    assert found.low == found.high == values.max()
 
 
 @given(arrays, rules, st.integers(-20, 20))
