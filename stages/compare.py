@@ -19,11 +19,11 @@ from stages.common import METRICS, Parser, run
 
 FULL = 32  # bits of what is not quantized
 LISTED = 3  # parameters that a row names
-IMAGES = ("data", "augment", "model.name", "model.pretrained", "fp")
+FULL_PRECISION = ("data", "augment", "model.name", "model.pretrained", "fp")
 DEPENDS = {  # sections that shape the network of a stage, beside the seed
-    "train_fp": IMAGES,
-    "train_weights": (*IMAGES, "model", "cluster.weights", "weights"),
-    "train_activations": (*IMAGES, "model", "cluster", "weights", "activations"),
+    "train_fp": FULL_PRECISION,
+    "train_weights": (*FULL_PRECISION, "model", "cluster.weights", "weights"),
+    "train_activations": (*FULL_PRECISION, "model", "cluster", "weights", "activations"),
 }
 
 
