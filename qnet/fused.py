@@ -1,11 +1,15 @@
 """The quantizer in one pass over memory each way: loops that torch.compile fuses.
 
-The same functions as in `qnet.staircase`, for large tensors with one alpha and one beta. Beside
-the fusion it saves exponentials. With z_i = T (u - b_i) and a threshold c close to u,
+The same functions as in `qnet.staircase`, for large tensors with one alpha and one beta. On a
+processor the time goes into arithmetic, so there is less of it than in the formulas. All levels
+share the exponential of their value: with z = T (u - c) for a c close to u,
 
-    exp(-z_i) = exp(-T (u - c)) exp(T (b_i - c)),
+    exp(-z_i) = exp(-T (u - b_i)) = exp(-z) exp(T (b_i - c)),
 
-so all levels share the exponential of their value, and the second factor is a constant.
+and the second factor is a constant. Where thresholds lie symmetrically about c, E = exp(-|z|) and a
+pair at c ± a needs one division: with k = 2 cosh(T a) and D = 1 + k E + E²
+
+    Σ σ_i = E (k + 2 E) / D,  for z > 0: 2 less that,    Σ σ_i (1 - σ_i) = E (k + 4 E + k E²) / D².
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import FunctionType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,13 +28,16 @@ from qnet.staircase import Stairs, Temperature
 
 _WORTH_IT = 2**18  # values; below, starting a kernel costs as much as it saves
 _UNROLLED = 7  # hard thresholds compared one by one; of more, the nearest is computed
-_EXPONENT = 60.0  # exp of up to this, times exp(_SPREAD), stays inside float32
+_EXPONENT = 37.0  # exp of up to this, times exp(_SPREAD), stays inside float32
 _SPREAD = 20.0  # and _EXPONENT - _SPREAD is far enough for σ to round to 1
+_NOTHING = 128.0  # exp of minus this is 0
 _FAR = 14.0  # σ of this is 1 but for 1e-6
 _RADII = (0, 1, 3)  # few, so that a rising T compiles few kernels: at most three each way
 _LONGEST = (
     32  # terms that a kernel sums; the loop is unrolled, and compiling takes longer with each
 )
+
+_OPTIONS: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}  # a b + c as one
 
 Kernel = Callable[..., tuple[Tensor, ...]]
 
@@ -38,7 +45,9 @@ Kernel = Callable[..., tuple[Tensor, ...]]
 class _Plan(NamedTuple):
     """How σ, or the comparison, is computed for all thresholds."""
 
-    how: Literal["each", "shared", "near"]  # on its own; from one exponential; near u only
+    # Each on its own; from one exponential; from one and in pairs; pairs near u only; counted,
+    # where thresholds are 1/2, 3/2, 5/2 ...
+    how: Literal["each", "shared", "even", "near", "counted"]
     radius: int = 0  # near: thresholds on either side of the nearest one
 
 
@@ -125,16 +134,22 @@ def _planned(stairs: Stairs, temperature: Temperature | None) -> tuple[_Plan, Te
     thresholds = [float(b) for b in stairs.thresholds]
     numbers, plan = thresholds, _Plan("each")
     if temperature is None:
-        if stairs.spacing is not None and len(thresholds) > _UNROLLED:
+        if stairs.spacing == 1.0 and thresholds[0] == 0.5:
+            plan, numbers = _Plan("counted"), []
+        elif stairs.spacing is not None and len(thresholds) > _UNROLLED:
             plan, numbers = _Plan("near"), [thresholds[0], stairs.spacing, 1 / stairs.spacing]
     elif (radius := _radius(stairs, temperature)) is not None and stairs.spacing is not None:
-        factors = [math.exp(temperature * stairs.spacing * i) for i in range(-radius, radius + 1)]
+        pairs = [_pair(temperature * stairs.spacing * (i + 1)) for i in range(radius)]
         plan = _Plan("near", radius)
-        numbers = [thresholds[0], stairs.spacing, 1 / stairs.spacing, *factors]
+        numbers = [thresholds[0], stairs.spacing, 1 / stairs.spacing, *pairs]
     elif temperature * (thresholds[-1] - thresholds[0]) / 2 < _SPREAD:
         centre = (thresholds[0] + thresholds[-1]) / 2
-        factors = [math.exp(temperature * (b - centre)) for b in thresholds]
-        plan, numbers = _Plan("shared"), [centre, *factors]
+        offsets = [temperature * (b - centre) for b in thresholds]
+        if _is_even(offsets, stairs.steps):
+            plan = _Plan("even")
+            numbers = [centre, *(_pair(offset) for offset in offsets[(len(offsets) + 1) // 2 :])]
+        else:
+            plan, numbers = _Plan("shared"), [centre, *(math.exp(z) for z in offsets)]
     if len(numbers) > _LONGEST:
         return None
     return plan, torch.tensor([temperature or 1.0, *numbers])
@@ -163,10 +178,21 @@ def _radius(stairs: Stairs, temperature: float) -> int | None:
     return next((radius for radius in _RADII if needed <= radius < few), None)
 
 
+def _is_even(offsets: Sequence[float], steps: Sequence[int]) -> bool:
+    """Whether thresholds and steps are the same seen from either end."""
+    mirrored = zip(offsets, steps, reversed(offsets), reversed(steps), strict=True)
+    return all(abs(a + b) < 1e-6 and s == t for a, s, b, t in mirrored)
+
+
+def _pair(offset: float) -> float:
+    """k of two thresholds that lie T a = `offset` on either side of the centre."""
+    return 2 * math.cosh(offset)
+
+
 def _terms(
     u: Tensor, steps: Sequence[int], plan: _Plan, numbers: Tensor
-) -> tuple[Tensor | float, list[tuple[int, Tensor]]]:
-    """The height that is surely climbed, and for each threshold in doubt s_i and 1 - σ_i.
+) -> list[tuple[int, Tensor]]:
+    """For each threshold s_i and 1 - σ_i.
 
     Both σ_i and 1 - σ_i end as whole numbers far from the threshold: with tiny ones the layers
     after would compute with denormal numbers, which is slow.
@@ -174,15 +200,74 @@ def _terms(
     temperature = numbers[0]
     if plan.how == "each":
         sigmas = [torch.sigmoid((u - numbers[1 + i]) * temperature) for i in range(len(steps))]
-        return 0.0, [(s, 1 - sigma) for s, sigma in zip(steps, sigmas, strict=True)]
+        return [(s, 1 - sigma) for s, sigma in zip(steps, sigmas, strict=True)]
+    shared = _exp(((u - numbers[1]) * -temperature).clamp(-_EXPONENT, _EXPONENT))
+    return [(s, 1 - 1 / (1 + shared * numbers[2 + i])) for i, s in enumerate(steps)]
+
+
+class _Even(NamedTuple):
+    """What the value does among thresholds that lie symmetrically about a centre."""
+
+    below: Tensor | float  # the height that is climbed before the first of them
+    above: Tensor  # whether the value is above the centre
+    e: Tensor  # E
+    middle: tuple[int, Tensor] | None  # of the threshold at the centre: s_i and 1 / (1 + E)²
+    pairs: list[tuple[int, Tensor, Tensor]]  # s_i, k and 1 / D
+    total: int  # Σ s_i of them
+
+
+def _even(u: Tensor, steps: Sequence[int], plan: _Plan, numbers: Tensor) -> _Even:
+    below: Tensor | float = 0.0
     if plan.how == "near":
         nearest, distance = _nearest(u, len(steps), plan.radius, numbers)
-        base: Tensor | float = (nearest - plan.radius) * steps[0]
-        steps, factors = steps[: 2 * plan.radius + 1], numbers[4:]
+        below = (nearest - plan.radius) * steps[0]
+        steps, constants = steps[: 2 * plan.radius + 1], numbers[4:]
     else:
-        distance, base, factors = u - numbers[1], 0.0, numbers[2:]
-    shared = torch.exp((distance * -temperature).clamp(-_EXPONENT, _EXPONENT))
-    return base, [(s, 1 - 1 / (1 + shared * factors[i])) for i, s in enumerate(steps)]
+        distance, constants = u - numbers[1], numbers[2:]
+    e = _exp(-(distance * numbers[0]).abs().clamp(max=_NOTHING))
+    square = 1 + e * e
+    upper = steps[(len(steps) + 1) // 2 :]
+    pairs = [(s, constants[i], 1 / (square + constants[i] * e)) for i, s in enumerate(upper)]
+    middle = (steps[len(steps) // 2], 1 / (square + 2 * e)) if len(steps) % 2 else None
+    return _Even(below, distance > 0, e, middle, pairs, sum(steps))
+
+
+def _even_level(even: _Even) -> Tensor:
+    """Σ s_i σ_i."""
+    level: Tensor | float = 0.0
+    for s, k, inverse in even.pairs:
+        level = level + s * (k + 2 * even.e) * inverse
+    if even.middle is not None:
+        s, inverse = even.middle
+        level = level + s * (1 + even.e) * inverse
+    level = level * even.e
+    return even.below + torch.where(even.above, even.total - level, level)
+
+
+def _even_slope(even: _Even) -> Tensor:
+    """Σ s_i σ_i (1 - σ_i)."""
+    slope: Tensor | float = 0.0
+    square, four = 1 + even.e * even.e, 4 * even.e
+    for s, k, inverse in even.pairs:
+        slope = slope + s * (k * square + four) * (inverse * inverse)
+    if even.middle is not None:
+        s, inverse = even.middle
+        slope = slope + s * inverse
+    return slope * even.e
+
+
+def _exp(z: Tensor) -> Tensor:
+    """exp(z / 64), a polynomial, to the power of 64: in a fused loop cheaper than torch.exp.
+
+    Right to 4e-6 for |z| up to `_SPREAD`, where thresholds lie; further out σ is 0 or 1 anyway.
+    """
+    z = z * (1 / 64)
+    result = z * (1 / 720) + 1 / 120
+    for coefficient in (1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        result = result * z + coefficient
+    for _ in range(6):
+        result = result * result
+    return result
 
 
 def _nearest(u: Tensor, count: int, radius: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,11 +280,14 @@ def _nearest(u: Tensor, count: int, radius: int, numbers: Tensor) -> tuple[Tenso
 def _level(u: Tensor, steps: Sequence[int], soft: bool, plan: _Plan, numbers: Tensor) -> Tensor:
     """The staircase at u."""
     total: Tensor | float
-    if soft:
-        base, terms = _terms(u, steps, plan, numbers)
-        total = base + float(sum(s for s, _ in terms))
-        for s, rest in terms:
+    if soft and plan.how in ("even", "near"):
+        total = _even_level(_even(u, steps, plan, numbers))
+    elif soft:
+        total = float(sum(steps))
+        for s, rest in _terms(u, steps, plan, numbers):
             total = total - s * rest
+    elif plan.how == "counted":  # u - 1/2 is exact where it is near a whole number above zero
+        total = torch.ceil(u - 0.5).clamp(0, len(steps)) * steps[0]
     elif plan.how == "near":
         nearest, distance = _nearest(u, len(steps), 0, numbers)
         total = (nearest + torch.where(distance > 0, 1.0, 0.0)) * steps[0]
@@ -209,6 +297,17 @@ def _level(u: Tensor, steps: Sequence[int], soft: bool, plan: _Plan, numbers: Te
             total = total + torch.where(u > numbers[1 + i], float(s), 0.0)
     assert isinstance(total, Tensor)
     return total
+
+
+def _slope(u: Tensor, steps: Sequence[int], plan: _Plan, numbers: Tensor) -> Tensor:
+    """Σ s_i σ_i (1 - σ_i) at u."""
+    if plan.how in ("even", "near"):
+        return _even_slope(_even(u, steps, plan, numbers))
+    slope: Tensor | float = 0.0
+    for s, rest in _terms(u, steps, plan, numbers):
+        slope = slope + s * (rest - rest * rest)
+    assert isinstance(slope, Tensor)
+    return slope
 
 
 @lru_cache(maxsize=64)
@@ -230,10 +329,7 @@ def _backward_kernel(
         values, grad = x.float(), grad_y.float()
         u = values * beta
         level = _level(u, steps, soft, plan, numbers) - offset
-        slope: Tensor | float = 0.0
-        for s, rest in _terms(u, steps, window_plan, window)[1]:
-            slope = slope + s * (rest - rest * rest)
-        grad_u = grad * (alpha * window[0]) * slope
+        grad_u = grad * (alpha * window[0]) * _slope(u, steps, window_plan, window)
         grad_alpha, grad_beta = (grad * level).sum(), (grad_u * values).sum()
         return (grad_u * beta).to(x.dtype), grad_alpha, grad_beta
 
@@ -241,14 +337,14 @@ def _backward_kernel(
 
 
 def _compiled(function: Callable[..., tuple[Tensor, ...]]) -> Kernel:
-    """The function compiled for any number of values.
+    """The function compiled, for any number of values but with its own constants built in.
 
     PyTorch keeps what it compiled, and limits how much, by code object; a kernel has its own.
     """
     assert isinstance(function, FunctionType)
     code, closure = function.__code__.replace(), function.__closure__
     own = FunctionType(code, function.__globals__, function.__name__, None, closure)
-    return torch.compile(own, dynamic=True, fullgraph=True)
+    return torch.compile(own, fullgraph=True, options=_OPTIONS)
 
 
 def _call(kernel: Kernel, *tensors: Tensor) -> tuple[Tensor, ...] | None:
@@ -272,5 +368,7 @@ def _scalar(scale: Tensor) -> Tensor:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """The values of a dense tensor in the order of memory; a view."""
-    return x.detach().as_strided((x.numel(),), (1,))
+    """The values of a dense tensor in the order of memory; a view, of any length to a kernel."""
+    values = x.detach().as_strided((x.numel(),), (1,))
+    torch._dynamo.mark_dynamic(values, 0)
+    return values
