@@ -23,6 +23,7 @@ class QuantizedConv2d(nn.Conv2d):
 
     input_quantizer: nn.Module
     weight_quantizer: nn.Module
+    quantized_weight: Tensor | None  # where `qnet.weights` has quantized it already
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -30,7 +31,9 @@ class QuantizedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, H', W']."""
-        weight = self.weight_quantizer(self.weight)
+        weight = self.quantized_weight
+        if weight is None:
+            weight = self.weight_quantizer(self.weight)
         return self._conv_forward(self.input_quantizer(input), weight, self.bias)
 
 
@@ -39,6 +42,7 @@ class QuantizedLinear(nn.Linear):
 
     input_quantizer: nn.Module
     weight_quantizer: nn.Module
+    quantized_weight: Tensor | None  # where `qnet.weights` has quantized it already
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,7 +50,9 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        weight = self.weight_quantizer(self.weight)
+        weight = self.quantized_weight
+        if weight is None:
+            weight = self.weight_quantizer(self.weight)
         return nn.functional.linear(self.input_quantizer(input), weight, self.bias)
 
 
@@ -212,6 +218,8 @@ def _slots(module: nn.Module) -> tuple[str, ...]:
 def _add_slots(module: nn.Module) -> None:
     for slot in _slots(module):
         setattr(module, slot, nn.Identity())
+    if isinstance(module, (QuantizedConv2d, QuantizedLinear)):
+        module.quantized_weight = None
 
 
 def _select(layers: Sequence[str], patterns: Collection[str], parameter: str) -> set[str]:

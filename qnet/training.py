@@ -26,6 +26,7 @@ from qnet.quantizer import Quantizer, soft_forward
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
 from qnet.runtime import Runtime, seed_for
 from qnet.schedules import is_due, learning_rate, temperature_at
+from qnet.weights import QuantizedLayer, alike, quantized_together
 
 Row = dict[str, float]
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -106,6 +107,7 @@ class Trainer:
         self.optimizer = build_optimizer(model, params)
         whole = runtime.compile_network
         self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if whole else model
+        self.together: list[list[QuantizedLayer]] = []
         if _distillation(params) > 0 and teacher is not None:
             taught_by = folded(teacher)
             self.teacher = CompiledNetwork(taught_by) if whole else taught_by
@@ -137,6 +139,8 @@ class Trainer:
             for row in numbers["rows"]:
                 self._append(history, row)
         self._agree(history)
+        # Compiled as a whole, the network gains nothing from it.
+        self.together = [] if self.runtime.compile_network else alike(self.model)
         for epoch in range(len(history.rows), self.params.epochs):
             if self._append(history, self._epoch(epoch)):
                 best = _copy(self.model.state_dict())
@@ -214,7 +218,7 @@ class Trainer:
         return row | self._score()
 
     def _step(self, images: Tensor, labels: Tensor, scores: Scores) -> None:
-        with self.runtime.autocast():
+        with quantized_together(self.together), self.runtime.autocast():
             logits = self.network(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.params.label_smoothing)
         if self.teacher is not None:
