@@ -225,7 +225,7 @@ def _even(u: Tensor, steps: Sequence[int], plan: _Plan, numbers: Tensor) -> _Eve
     else:
         distance, constants = u - numbers[1], numbers[2:]
     e = _exp(-(distance * numbers[0]).abs().clamp(max=_NOTHING))
-    square = 1 + e * e
+    square = 1 + e**2
     upper = steps[(len(steps) + 1) // 2 :]
     pairs = [(s, constants[i], 1 / (square + constants[i] * e)) for i, s in enumerate(upper)]
     middle = (steps[len(steps) // 2], 1 / (square + 2 * e)) if len(steps) % 2 else None
@@ -247,9 +247,9 @@ def _even_level(even: _Even) -> Tensor:
 def _even_slope(even: _Even) -> Tensor:
     """Σ s_i σ_i (1 - σ_i)."""
     slope: Tensor | float = 0.0
-    square, four = 1 + even.e * even.e, 4 * even.e
+    square, four = 1 + even.e**2, 4 * even.e
     for s, k, inverse in even.pairs:
-        slope = slope + s * (k * square + four) * (inverse * inverse)
+        slope = slope + s * (k * square + four) * inverse**2
     if even.middle is not None:
         s, inverse = even.middle
         slope = slope + s * inverse
@@ -265,9 +265,7 @@ def _exp(z: Tensor) -> Tensor:
     result = z * (1 / 720) + 1 / 120
     for coefficient in (1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
         result = result * z + coefficient
-    for _ in range(6):
-        result = result * result
-    return result
+    return (result**8) ** 8
 
 
 def _nearest(u: Tensor, count: int, radius: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -305,7 +303,7 @@ def _slope(u: Tensor, steps: Sequence[int], plan: _Plan, numbers: Tensor) -> Ten
         return _even_slope(_even(u, steps, plan, numbers))
     slope: Tensor | float = 0.0
     for s, rest in _terms(u, steps, plan, numbers):
-        slope = slope + s * (rest - rest * rest)
+        slope = slope + s * (rest - rest**2)
     assert isinstance(slope, Tensor)
     return slope
 
@@ -338,6 +336,9 @@ def _backward_kernel(
 
 def _compiled(function: Callable[..., tuple[Tensor, ...]]) -> Kernel:
     """The function compiled, for any number of values but with its own constants built in.
+
+    The compiler looks at an intermediate result once for each use, so powers are written as powers:
+    x * x would take twice as long to compile as x**2, and so would whatever is computed from it.
 
     PyTorch keeps what it compiled, and limits how much, by code object; a kernel has its own.
     """

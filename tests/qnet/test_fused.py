@@ -78,9 +78,13 @@ def test_a_kernel_gives_the_numbers_of_float64(
         assert (found - expected).abs().max().item() / size < precision
 
 
-def test_a_compiled_kernel_gives_the_numbers_of_the_uncompiled_path(small: None) -> None:
-    levels = activation_levels(2)
-    quantizer = Quantizer(levels, alpha=0.3, beta=1.7)
+@pytest.mark.parametrize(("bits", "mode"), [(2, "hard"), (4, "soft")])
+def test_a_compiled_kernel_gives_the_numbers_of_the_uncompiled_path(
+    small: None, bits: int, mode: Any
+) -> None:
+    quantizer = Quantizer(
+        activation_levels(bits), alpha=0.3, beta=1.7, forward_mode=mode, temperature=2.0
+    )
     x = torch.randn(3, 8, 5, 7).to(memory_format=torch.channels_last)
     results = []
     for on in (False, True):
@@ -91,7 +95,8 @@ def test_a_compiled_kernel_gives_the_numbers_of_the_uncompiled_path(small: None)
         results.append([y, *grads])
     assert qnet.fused._Switch.on, "compiling failed"
     plain, compiled = results
-    assert torch.equal(plain[0], compiled[0])
+    if mode == "hard":
+        assert torch.equal(plain[0], compiled[0])
     assert plain[0].stride() == compiled[0].stride()
     for mine, theirs in zip(compiled, plain, strict=True):
         torch.testing.assert_close(mine, theirs)
