@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import qnet.fused
 from qnet.fused import fused_backward, fused_forward, use_compiled
-from qnet.levels import LevelSet, activation_levels
+from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.quantizer import Quantizer
 from qnet.staircase import stairs_of
 from qnet.steps import Quantize
@@ -37,7 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch, small: None) -> None:
     """The kernels' arithmetic without the time that compiling takes."""
-    monkeypatch.setattr(qnet.fused, "_compiled", lambda function: function)
+    monkeypatch.setattr(qnet.fused, "_compiled", lambda function, contract=False: function)
 
 
 def quantized(
@@ -102,6 +102,21 @@ def test_a_compiled_kernel_gives_the_numbers_of_the_uncompiled_path(
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("levels", [activation_levels(2), activation_levels(4), weight_levels(5)])
+def test_compiled_or_not_a_value_next_to_a_threshold_is_on_the_same_side(
+    small: None, levels: LevelSet
+) -> None:
+    """beta x is rounded before it is compared, in a kernel too."""
+    thresholds, beta = halfway(levels), torch.tensor(1.7)
+    at = (thresholds.double() / beta.double()).float()
+    steps = torch.arange(-8, 9, dtype=torch.int32).view(-1, 1)
+    x = (at.view(torch.int32) + steps).view(torch.float32)  # each and its neighbours
+    quantizer = Quantizer(levels, beta=beta)
+    found = quantizer(x)
+    assert qnet.fused._Switch.on, "compiling failed"
+    assert torch.equal(found, quantizer.integers(x).float())
+
+
 def test_one_kernel_serves_every_size_scale_and_temperature(small: None) -> None:
     levels = activation_levels(1)
     thresholds = halfway(levels).float()
@@ -130,7 +145,9 @@ def test_a_whole_schedule_of_temperatures_needs_few_kernels(
     plans: int,
 ) -> None:
     made = []
-    monkeypatch.setattr(qnet.fused, "_compiled", lambda kernel: made.append(kernel) or kernel)
+    monkeypatch.setattr(
+        qnet.fused, "_compiled", lambda kernel, **how: made.append(kernel) or kernel
+    )
     quantizer = Quantizer(
         activation_levels(bits), forward_mode=forward_mode, backward_temperature=window
     )
@@ -172,7 +189,7 @@ def test_on_a_gpu_nothing_makes_the_host_wait(uncompiled: None, soft: bool, exac
 def test_without_a_compiler_the_numbers_are_the_same_and_it_says_so_once(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(function: object) -> object:
+    def broken(function: object, contract: bool = False) -> object:
         def kernel(*tensors: Tensor) -> Tensor:
             raise RuntimeError("no C++ compiler\nand a long story")
 

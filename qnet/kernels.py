@@ -1,0 +1,166 @@
+"""The arithmetic of the staircase for kernels that compute it in one pass: as little as possible.
+
+On a processor arithmetic takes the time, not memory. So all levels share the exponential of their
+value: with z = T (u - c) for a c close to u,
+
+    exp(-z_i) = exp(-T (u - b_i)) = exp(-z) exp(T (b_i - c)),
+
+and the second factor is a constant. Where thresholds lie symmetrically about c, E = exp(-|z|) and a
+pair at c ± a needs one division: with k = 2 cosh(T a) and D = 1 + k E + E²
+
+    Σ σ_i = E (k + 2 E) / D,  for z > 0: 2 less that,    Σ σ_i (1 - σ_i) = E (k + 4 E + k E²) / D².
+
+The compiler looks at an intermediate result once for each of its uses, so powers are written as
+powers: x * x takes twice as long to compile as x**2, and so does whatever is computed from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+_EXPONENT = 37.0  # exp of up to this, times exp(SPREAD), stays inside float32
+SPREAD = 20.0  # and _EXPONENT - SPREAD is far enough for σ to round to 1
+_NOTHING = 128.0  # exp of minus this is 0
+
+
+class Plan(NamedTuple):
+    """How σ, or the comparison, is computed for all thresholds, and of which numbers, after T.
+
+    each: on its own; the thresholds.
+    shared: from one exponential; c, and exp(T (b_i - c)) of each threshold.
+    even: from one exponential and in pairs; c, and k of each pair, the innermost first.
+    near: as even, of the thresholds nearest to u; the first threshold, spacing, 1 / spacing, k.
+    counted: hard only, where thresholds are 1/2, 3/2, 5/2 ...; nothing.
+    """
+
+    how: Literal["each", "shared", "even", "near", "counted"]
+    radius: int = 0  # near: thresholds on either side of the nearest one
+
+
+def pair(offset: float) -> float:
+    """k of two thresholds that lie T a = `offset` on either side of the centre."""
+    return 2 * math.cosh(offset)
+
+
+def _terms(
+    u: Tensor, steps: Sequence[int], plan: Plan, numbers: Tensor
+) -> list[tuple[int, Tensor]]:
+    """For each threshold s_i and 1 - σ_i.
+
+    Both σ_i and 1 - σ_i end as whole numbers far from the threshold: with tiny ones the layers
+    after would compute with denormal numbers, which is slow.
+    """
+    temperature = numbers[0]
+    if plan.how == "each":
+        sigmas = [torch.sigmoid((u - numbers[1 + i]) * temperature) for i in range(len(steps))]
+        return [(s, 1 - sigma) for s, sigma in zip(steps, sigmas, strict=True)]
+    shared = _exp(((u - numbers[1]) * -temperature).clamp(-_EXPONENT, _EXPONENT))
+    return [(s, 1 - 1 / (1 + shared * numbers[2 + i])) for i, s in enumerate(steps)]
+
+
+class _Even(NamedTuple):
+    """What the value does among thresholds that lie symmetrically about a centre."""
+
+    below: Tensor | float  # the height that is climbed before the first of them
+    above: Tensor  # whether the value is above the centre
+    e: Tensor  # E
+    middle: tuple[int, Tensor] | None  # of the threshold at the centre: s_i and 1 / (1 + E)²
+    pairs: list[tuple[int, Tensor, Tensor]]  # s_i, k and 1 / D
+    total: int  # Σ s_i of them
+
+
+def _even(u: Tensor, steps: Sequence[int], plan: Plan, numbers: Tensor) -> _Even:
+    below: Tensor | float = 0.0
+    if plan.how == "near":
+        nearest, distance = _nearest(u, len(steps), plan.radius, numbers)
+        below = (nearest - plan.radius) * steps[0]
+        steps, constants = steps[: 2 * plan.radius + 1], numbers[4:]
+    else:
+        distance, constants = u - numbers[1], numbers[2:]
+    e = _exp(-(distance * numbers[0]).abs().clamp(max=_NOTHING))
+    square = 1 + e**2
+    upper = steps[(len(steps) + 1) // 2 :]
+    pairs = [(s, constants[i], 1 / (square + constants[i] * e)) for i, s in enumerate(upper)]
+    middle = (steps[len(steps) // 2], 1 / (square + 2 * e)) if len(steps) % 2 else None
+    return _Even(below, distance > 0, e, middle, pairs, sum(steps))
+
+
+def _even_level(even: _Even) -> Tensor:
+    """Σ s_i σ_i."""
+    level: Tensor | float = 0.0
+    for s, k, inverse in even.pairs:
+        level = level + s * (k + 2 * even.e) * inverse
+    if even.middle is not None:
+        s, inverse = even.middle
+        level = level + s * (1 + even.e) * inverse
+    level = level * even.e
+    return even.below + torch.where(even.above, even.total - level, level)
+
+
+def _even_slope(even: _Even) -> Tensor:
+    """Σ s_i σ_i (1 - σ_i)."""
+    slope: Tensor | float = 0.0
+    square, four = 1 + even.e**2, 4 * even.e
+    for s, k, inverse in even.pairs:
+        slope = slope + s * (k * square + four) * inverse**2
+    if even.middle is not None:
+        s, inverse = even.middle
+        slope = slope + s * inverse
+    return slope * even.e
+
+
+def _exp(z: Tensor) -> Tensor:
+    """exp(z / 64), a polynomial, to the power of 64: in a fused loop cheaper than torch.exp.
+
+    Right to 4e-6 for |z| up to `SPREAD`, where thresholds lie; further out σ is 0 or 1 anyway.
+    """
+    z = z * (1 / 64)
+    result = z * (1 / 720) + 1 / 120
+    for coefficient in (1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        result = result * z + coefficient
+    return (result**8) ** 8
+
+
+def _nearest(u: Tensor, count: int, radius: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of the nearest threshold with `radius` more on either side, and the distance of u."""
+    first, spacing, per_spacing = numbers[1], numbers[2], numbers[3]
+    nearest = torch.round((u - first) * per_spacing).clamp(radius, count - 1 - radius)
+    return nearest, u - (nearest * spacing + first)
+
+
+def level(u: Tensor, steps: Sequence[int], soft: bool, plan: Plan, numbers: Tensor) -> Tensor:
+    """The staircase at u."""
+    total: Tensor | float
+    if soft and plan.how in ("even", "near"):
+        total = _even_level(_even(u, steps, plan, numbers))
+    elif soft:
+        total = float(sum(steps))
+        for s, rest in _terms(u, steps, plan, numbers):
+            total = total - s * rest
+    elif plan.how == "counted":  # u - 1/2 is exact where it is near a whole number above zero
+        total = torch.ceil(u - 0.5).clamp(0, len(steps)) * steps[0]
+    elif plan.how == "near":
+        nearest, distance = _nearest(u, len(steps), 0, numbers)
+        total = (nearest + torch.where(distance > 0, 1.0, 0.0)) * steps[0]
+    else:
+        total = 0.0
+        for i, s in enumerate(steps):
+            total = total + torch.where(u > numbers[1 + i], float(s), 0.0)
+    assert isinstance(total, Tensor)
+    return total
+
+
+def slope(u: Tensor, steps: Sequence[int], plan: Plan, numbers: Tensor) -> Tensor:
+    """Σ s_i σ_i (1 - σ_i) at u."""
+    if plan.how in ("even", "near"):
+        return _even_slope(_even(u, steps, plan, numbers))
+    total: Tensor | float = 0.0
+    for s, rest in _terms(u, steps, plan, numbers):
+        total = total + s * (rest - rest**2)
+    assert isinstance(total, Tensor)
+    return total
