@@ -70,7 +70,7 @@ def draw_comparison(path: Path, points: Sequence[Point]) -> None:
     figure, axis = plt.subplots(figsize=(8, 4))
     pairs = list(dict.fromkeys(point.pair for point in points))
     settings = list(dict.fromkeys(point.setting for point in points))
-    colors = (*CURVES[1:], *(f"C{number}" for number in range(10)))
+    colors = (*CURVES[1:], "C1", "C2", "C4", "C5", "C6", "C7", "C8", "C9")
     for number, setting in enumerate(settings):
         mine = [point for point in points if point.setting == setting]
         axis.errorbar(
