@@ -19,11 +19,14 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
+from qnet.kernels import pair
+
 Temperature = Tensor | float
 """0-dim tensor or number, above zero."""
 
 _SATURATED = 40.0  # σ(40) rounds to 1; from 88 on a CPU takes twice as long, for denormal numbers
-_CHUNK = 2**18  # values at a time on a CPU: the few buffers of a chunk stay in its cache
+_CHUNK = 2**17  # values at a time on a CPU: the few buffers of a chunk stay in its cache
+_SPREAD = 45.0  # exp of this, squared, loses nothing where it matters even in float32
 _FOLD_COST = 2  # folding costs about as much as this many thresholds
 
 
@@ -65,6 +68,26 @@ def _window_loop(
     return total.mul_(temperature)
 
 
+def _window_pairs(u: Tensor, spacing: float, count: int, step: int, temperature: float) -> Tensor:
+    """The same where thresholds lie evenly about u = 0, by the formulas of `qnet.kernels`.
+
+    One exponential serves all of them. Overwrites u.
+    """
+    e = u.mul_(temperature).abs_().neg_().exp_()
+    outermost = temperature * spacing * (count - 1) / 2
+    gone = math.exp(-outermost - _saturated(u.dtype))
+    e = e.mul_(e > gone)  # exactly 0 where all σ have rounded to 0 or 1, as above
+    square, four = e.square().add_(1), e.mul(4)
+    part, other, total = torch.empty_like(e), torch.empty_like(e), torch.zeros_like(e)
+    if count % 2:
+        total.add_(torch.add(square, e, alpha=2, out=part).reciprocal_())
+    for i in range(count // 2):
+        k = pair(outermost - temperature * spacing * i)
+        torch.add(square, e, alpha=k, out=part).square_()
+        total.addcdiv_(torch.add(four, square, alpha=k, out=other), part)
+    return total.mul_(e).mul_(temperature * step)
+
+
 @dataclass(frozen=True)
 class Stairs:
     """Thresholds and step heights, as numbers where reading them does not wait for a device."""
@@ -91,10 +114,15 @@ def staircase(u: Tensor, stairs: Stairs, temperature: Temperature | None) -> Ten
 def slope(u: Tensor, stairs: Stairs, temperature: Temperature) -> Tensor:
     """The window w: the derivative of the soft staircase by u, at this temperature; like u."""
     radius = _radius(stairs, temperature, u.dtype)
-    if radius is None:
+    if radius is not None:
+        u, _, stairs = _fold(u, stairs, radius)
+    spacing, count = stairs.spacing, len(stairs.steps)
+    if spacing is None or isinstance(temperature, Tensor):
         return _window_loop(u, stairs.thresholds, stairs.steps, temperature)
-    distance, _, near = _fold(u, stairs, radius)
-    return _window_loop(distance, near.thresholds, near.steps, temperature)
+    if temperature * spacing * (count - 1) / 2 > _SPREAD:
+        return _window_loop(u, stairs.thresholds, stairs.steps, temperature)
+    centre = (stairs.thresholds[0] + stairs.thresholds[-1]) / 2
+    return _window_pairs(u - centre, spacing, count, stairs.steps[0], temperature)
 
 
 def _radius(stairs: Stairs, temperature: Temperature | None, dtype: torch.dtype) -> int | None:
@@ -104,11 +132,16 @@ def _radius(stairs: Stairs, temperature: Temperature | None, dtype: torch.dtype)
         return None
     count, radius = len(stairs.steps), 0
     if temperature is not None:
-        saturated = 1 - math.log(torch.finfo(dtype).eps)  # σ(saturated) rounds to 1
+        saturated = _saturated(dtype)
         if temperature * stairs.spacing * count < saturated:
             return None
         radius = max(0, math.ceil(saturated / (temperature * stairs.spacing) - 0.5))
     return radius if 2 * radius + 1 + _FOLD_COST < count else None
+
+
+def _saturated(dtype: torch.dtype) -> float:
+    """σ of this rounds to 1."""
+    return 1 - math.log(torch.finfo(dtype).eps)
 
 
 def _fold(u: Tensor, stairs: Stairs, radius: int) -> tuple[Tensor, Tensor, Stairs]:
@@ -120,8 +153,8 @@ def _fold(u: Tensor, stairs: Stairs, radius: int) -> tuple[Tensor, Tensor, Stair
     nearest.clamp_(radius, len(stairs.steps) - 1 - radius)
     # This threshold is exact (see _spacing), hence so is the sign of the distance: u > b_i.
     distance = u - nearest.mul(spacing).add_(first)
-    offsets = range(-radius, radius + 1)
-    near = Stairs([spacing * k for k in offsets], [stairs.steps[0]] * len(offsets))
+    offsets = [spacing * k for k in range(-radius, radius + 1)]
+    near = Stairs(offsets, [stairs.steps[0]] * len(offsets), spacing)
     return distance, nearest.sub_(radius), near
 
 
