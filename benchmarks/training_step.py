@@ -84,8 +84,8 @@ def main() -> None:
         help=f"fp, or bits of weights and of activations; default: {' '.join(PHASES)}",
     )  # fmt: skip
     parser.add_argument("--batch", type=count, default=256, help="images (default: 256)")
-    parser.add_argument("--steps", type=count, default=2, help="in a turn (default: 2)")
-    parser.add_argument("--repeats", type=count, default=3, help="turns of each (default: 3)")
+    parser.add_argument("--steps", type=count, default=3, help="in a turn (default: 3)")
+    parser.add_argument("--repeats", type=count, default=5, help="turns of each (default: 5)")
     parser.add_argument("--threads", type=count, help="default: as PyTorch chooses (all)")
     parser.add_argument(
         "--whole", action=argparse.BooleanOptionalAction, default=True,
