@@ -7,7 +7,8 @@ sums over the n values that all processes have in it:
 
     ∂L/∂x = w / sqrt(var + eps) (g - Σ g / n - x̂ Σ g x̂ / n)    with g = ∂L/∂y
 
-L is the sum of what the processes call backward on. `nn.SyncBatchNorm` needs CUDA; this does not.
+L is the sum of what the processes call backward on. `nn.SyncBatchNorm` needs CUDA; this does not,
+and leaves passes over x to PyTorch's own kernels: each is given the moments of all processes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.distributed import world
@@ -42,11 +44,11 @@ class _Synchronised(_BatchNorm):
         mean, var, count = _moments(input.detach())
         self._track(mean, var, count)
         dtype = torch.promote_types(input.dtype, torch.float32)
-        inverse = (var + self.eps).rsqrt().to(dtype)
-        one, zero = torch.ones_like(inverse), torch.zeros_like(inverse)
-        weight = one if self.weight is None else self.weight
-        bias = zero if self.bias is None else self.bias
-        return _Normalise.apply(input, weight, bias, mean.to(dtype), inverse, count.to(dtype))
+        weight, bias = mean.new_ones(len(mean)), mean.new_zeros(len(mean))
+        weight = (weight if self.weight is None else self.weight).to(dtype)
+        bias = (bias if self.bias is None else self.bias).to(dtype)
+        moments = mean.to(dtype), var.to(dtype), count.to(dtype)
+        return _Normalise.apply(input, weight, bias, *moments, self.eps)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
@@ -63,23 +65,38 @@ class _Synchronised(_BatchNorm):
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor, n: Tensor
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        n: Tensor,
+        eps: float,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, inverse, n)
-        scale = weight * inverse
-        return torch.addcmul(_wide(bias - mean * scale, x), x, _wide(scale, x)).to(x.dtype)
+        ctx.save_for_backward(x, weight, mean, var, n)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse, n = ctx.saved_tensors
-        normal = (x - _wide(mean, x)) * _wide(inverse, x)
-        sums = torch.stack([grad.sum(_rest(x), dtype=mean.dtype), (grad * normal).sum(_rest(x))])
-        grad_bias, grad_weight = sums.clone()  # of this process; summed later, with all others
+        x, weight, mean, var, n = ctx.saved_tensors
+        # Of this process Σ g x̂ and Σ g, which are the gradients of w and b; summed later, with all.
+        _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
+        )
+        sums = torch.stack([grad_weight, grad_bias])
         dist.all_reduce(sums)
-        level, slope = (_wide(part / n, x) for part in sums)
-        grad_x = (grad - level - normal * slope) * _wide(weight * inverse, x)
-        return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None
+        inverse = (var + ctx.eps).rsqrt()
+        slope, level = sums / n
+        # As a g + b x + c, for a number of each to a channel.
+        of_grad = weight * inverse
+        of_x = -of_grad * inverse * slope
+        rest = -of_grad * level - of_x * mean
+        grad_x = torch.addcmul(_wide(rest, x), x, _wide(of_x, x))
+        grad_x = torch.addcmul(grad_x, grad, _wide(of_grad, x)).to(x.dtype)
+        return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,20 +104,17 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     In float64, in which the difference of two sums of [C] numbers loses nothing.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    var, mean = torch.var_mean(wide, _rest(x), correction=0)
-    var, mean = var.double(), mean.double()
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    one, zero = x.new_ones(x.shape[1], dtype=dtype), x.new_zeros(x.shape[1], dtype=dtype)
+    _, mean, inverse = torch.native_batch_norm(x, one, zero, None, None, True, 0.0, 0.0)
+    mean, inverse = mean.double(), inverse.double()
+    var = inverse.pow(-2).where(inverse > 0, 0.0)  # 0 is what some give where all are alike
     count = x.numel() // x.shape[1]
     sums = torch.cat([mean, var + mean.square(), mean.new_ones(1)]) * count
     dist.all_reduce(sums)
     channels, count_of_all = sums[:-1].view(2, -1), sums[-1:]
     mean, square = channels / count_of_all
     return mean, square - mean.square(), count_of_all
-
-
-def _rest(x: Tensor) -> list[int]:
-    """All dimensions but that of the channels."""
-    return [0, *range(2, x.ndim)]
 
 
 def _wide(values: Tensor, x: Tensor) -> Tensor:

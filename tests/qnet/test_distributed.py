@@ -133,6 +133,7 @@ def worker(number: int, port: int, folder: Path) -> None:
         "gradients": {(kind, dtype): gradients(kind, dtype) for kind in KINDS for dtype in CLOSE},
         "totals": total([1, number]),
         "few": few(),
+        "alike": alike(),
         "shared": shared(),
         "disagree": disagreement(folder),
     }
@@ -146,6 +147,20 @@ def few() -> list[int]:
     part = Part(rank(), world())
     batches = Batches(images(1, 0), INFO, batch_size=4, device="cpu", part=part)
     return [len(labels) for _, labels in batches.ordered()]
+
+
+def alike() -> list[Tensor]:
+    """Batch norm of a channel of equal values and one of others, in bfloat16, and its gradient."""
+    norm = nn.Sequential(nn.BatchNorm2d(2))
+    synchronise_batch_norm(norm)
+    part = Part(rank(), world()).of(0, 4)
+    values = torch.linspace(-1, 3, 4 * 2 * 3).view(4, 2, 3, 1)
+    values[:, 0] = 5.0
+    x = values[part].bfloat16().requires_grad_()
+    y = norm(x)
+    y.square().sum().backward()
+    assert x.grad is not None
+    return [y.detach(), x.grad]
 
 
 def shared() -> dict[str, Tensor]:
@@ -222,6 +237,12 @@ def test_the_processes_agree_to_the_last_bit(kind, both):
 def test_sums_and_parts(both):
     assert [found["totals"] for found in both] == [[2, 1], [2, 1]]
     assert [found["few"] for found in both] == [[], [1]]
+
+
+def test_batch_norm_of_equal_values_and_in_half_precision(both):
+    for whole, *parts in zip(alike(), *(found["alike"] for found in both), strict=True):
+        assert whole.isfinite().all()
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=0.02, atol=0.02)
 
 
 def test_machines_that_do_not_share_a_folder_are_told_so(both):
