@@ -82,20 +82,15 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var, n = ctx.saved_tensors
-        # Of this process Σ g x̂ and Σ g, which are the gradients of w and b; summed later, with all.
-        _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
+        # w g / sqrt(var + eps), and of this process Σ g x̂ and Σ g, the gradients of w and b, which
+        # are summed later with all others.
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
         sums = torch.stack([grad_weight, grad_bias])
         dist.all_reduce(sums)
-        inverse = (var + ctx.eps).rsqrt()
-        slope, level = sums / n
-        # As a g + b x + c, for a number of each to a channel.
-        of_grad = weight * inverse
-        of_x = -of_grad * inverse * slope
-        rest = -of_grad * level - of_x * mean
-        grad_x = torch.addcmul(_wide(rest, x), x, _wide(of_x, x))
-        grad_x = torch.addcmul(grad_x, grad, _wide(of_grad, x)).to(x.dtype)
+        slope, level = sums * (-weight * (var + ctx.eps).rsqrt() / n)
+        grad_x += F.batch_norm(x, mean, var, slope, level, training=False, eps=ctx.eps)
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
@@ -115,8 +110,3 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     channels, count_of_all = sums[:-1].view(2, -1), sums[-1:]
     mean, square = channels / count_of_all
     return mean, square - mean.square(), count_of_all
-
-
-def _wide(values: Tensor, x: Tensor) -> Tensor:
-    """One number to a channel [C], to broadcast against x."""
-    return values.view(1, -1, *[1] * (x.ndim - 2))
