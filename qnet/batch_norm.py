@@ -1,4 +1,5 @@
-"""Batch norm over the parts of a batch that several processes hold, as over the whole batch.
+"""Batch norm over the parts of a batch that several processes hold, as over the whole batch; and
+its statistics measured once the network is final.
 
 Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1 and section 3, per channel and with
 sums over the n values that all processes have in it:
@@ -13,6 +14,7 @@ and leaves passes over x to PyTorch's own kernels: each is given the moments of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -34,6 +36,31 @@ def synchronise_batch_norm(model: nn.Module) -> None:
         if isinstance(module, _BatchNorm) and not isinstance(module, _Synchronised):
             kind = type(module)
             module.__class__ = type(kind.__name__, (_Synchronised, kind), {})
+
+
+@torch.no_grad()
+def measure_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Have batch norm's mean and variance be the averages over `batches`; all else stays.
+
+    While training they are running averages over the last few batches, of weights that still move
+    and of activations rounded to bfloat16. (Ioffe and Szegedy, 2015, algorithm 2, steps 8 to 12.)
+
+    Args:
+        model: left in eval mode; in all that is not batch norm it is while it sees the batches.
+        batches: what the model is called with, one after another; at least one.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the average over all batches
+        norm.train()
+    for images in batches:
+        model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
 
 
 class _Synchronised(_BatchNorm):

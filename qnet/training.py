@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qnet.batch_norm import synchronise_batch_norm
+from qnet.batch_norm import measure_batch_norm, synchronise_batch_norm
 from qnet.compiling import CompiledNetwork
 from qnet.data import BatchSource
 from qnet.distributed import backward, rank, share_state, total, world
@@ -121,6 +122,8 @@ class Trainer:
     ) -> History:
         """Train to the end and leave the model in eval mode with the selected epoch's weights.
 
+        Batch norm's mean and variance are then measured anew on `bn_images`, of quantized networks.
+
         Args:
             resume: keeps the state of the run; what it holds at the start is gone on from.
             on_epoch: called with the history, resumed epochs included, after each new epoch.
@@ -156,6 +159,7 @@ class Trainer:
             on_epoch(history)
         self.model.load_state_dict(best)
         self.model.eval()
+        self._measure_batch_norm()
         return history
 
     def _agree(self, history: History) -> None:
@@ -258,6 +262,18 @@ class Trainer:
         if isinstance(self.params, QuantizedTrainingParams) and self.params.freeze_bn_stats:
             for norm in self.batch_norms:
                 norm.eval()
+
+    def _measure_batch_norm(self) -> None:
+        """In float32, as the network is scored and deployed."""
+        params = self.params
+        if not isinstance(params, QuantizedTrainingParams) or params.freeze_bn_stats:
+            return
+        count = math.ceil(params.bn_images / self.data.train.batch_size) if params.epochs else 0
+        if count > 0:
+            generator = torch.Generator()
+            generator.manual_seed(seed_for(self.seed, self.phase, "batch norm"))
+            batches = islice(self.data.train.epoch(generator), count)
+            measure_batch_norm(self.model, (images for images, _ in batches))
 
     def _score(self) -> Row:
         """Loss, top-1 and top-5 on validation, of the soft function too where there is one."""

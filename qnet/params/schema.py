@@ -150,6 +150,7 @@ class QuantizedTrainingParams(TrainingParams):
     distillation_temperature: Positive
     freeze_bn_affine: Switch
     freeze_bn_stats: Switch
+    bn_images: CountOrZero
 
 
 class WeightsParams(QuantizedTrainingParams):

@@ -315,7 +315,7 @@ def library(case: Case, dtype: torch.dtype, section: Any) -> Trajectory:
         weight_decay=DECAY, schedule="constant", warmup_epochs=0, clip_norm=CLIP,
         temperature=TemperatureParams(per_epoch=HOTTER, end="none", cap=2000.0),
         scale_lr=1.0, distillation=0.0, label_smoothing=0.0, select_on="last",
-        freeze_bn_affine=case.hard_weights, freeze_bn_stats=False,
+        freeze_bn_affine=case.hard_weights, freeze_bn_stats=False, bn_images=0,
     )  # fmt: skip
     trainer = Trainer(
         model, params, TrainingData(batches, batches), Runtime(torch.device("cpu"), mixed=False),

@@ -5,9 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from qnet.batch_norm import measure_batch_norm
 from qnet.data import Augment, Batches
 from qnet.errors import UserError
 from qnet.layers import insert_quantizers, quantized_weights
@@ -249,6 +250,36 @@ def test_frozen_batch_norm(params, data):
     assert not torch.equal(before["0.weight"], after["0.weight"])
 
 
+def test_batch_norm_is_measured_when_the_weights_are_final(params, data):
+    states = []
+    for images in (0, 16, 1000):
+        run = trainer("weights", params("weights", bn_images=images), data)
+        run.fit()
+        assert not any(module.training for module in run.model.modules())
+        states.append(run.model.state_dict())
+    kept, once, many = states
+    for name, tensor in kept.items():
+        measured = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        assert torch.equal(tensor, many[name]) != measured, name
+    assert not torch.equal(once["1.running_mean"], many["1.running_mean"])
+    frozen = trainer("weights", params("weights", bn_images=1000, freeze_bn_stats=True), data)
+    frozen.fit()
+    assert frozen.model.state_dict()["1.num_batches_tracked"] == 0
+
+
+def test_measured_batch_norm_is_the_average_over_the_batches():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2, momentum=0.3), nn.BatchNorm1d(2)).train()
+    batches = [torch.randn(5, 2) * 3 + 1 for _ in range(4)]
+    measure_batch_norm(model, iter(batches))
+    first = model[1]
+    for name, moment in (("running_mean", Tensor.mean), ("running_var", Tensor.var)):
+        expected = torch.stack([moment(batch, dim=0) for batch in batches]).mean(dim=0)
+        torch.testing.assert_close(getattr(first, name), expected)
+    assert first.momentum == 0.3
+    assert not any(module.training for module in model.modules())
+
+
 def test_alpha_and_beta_learn_unless_their_rate_is_zero(params, data):
     for scale_lr, moves in ((0.1, True), (0.0, False)):
         run = trainer("weights", params("weights", scale_lr=scale_lr, epochs=2), data)
@@ -278,7 +309,8 @@ def test_soft_and_hard_accuracy_stand_side_by_side(params, data):
 def test_a_network_is_compiled_once_whatever_t_is(params, data, monkeypatch):
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
-    settings = params("activations", forward="soft", backward_temperature="exact")
+    # A small rate: a rounding error grows a thousandfold an epoch at a large one.
+    settings = params("activations", forward="soft", backward_temperature="exact", lr=0.005)
 
     def soft(runtime):
         run = trainer("activations", settings, data, runtime)
