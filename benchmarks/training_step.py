@@ -145,8 +145,10 @@ def ours(phase: str, setting: Setting, *, distilled: bool = False, whole: bool =
     section = "fp" if phase == "fp" else "weights" if activations is None else "activations"
     changes = {"epochs": 1, "warmup_epochs": 0, "lr": textbook.LR, "schedule": "constant"}
     changes |= {"batch_size": setting.batch, "select_on": "validation"}
-    if section != "fp" and not distilled:
-        changes["distillation"] = 0.0
+    if section != "fp":
+        changes["bn_images"] = 0
+        if not distilled:
+            changes["distillation"] = 0.0
     model, *found = _network(phase, sites="input")
     of_weights, of_activations = (
         {name: Quantizer.from_clusters(clusters) for name, clusters in kind.items()}
