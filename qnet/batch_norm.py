@@ -46,7 +46,7 @@ def measure_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     and of activations rounded to bfloat16. (Ioffe and Szegedy, 2015, algorithm 2, steps 8 to 12.)
 
     Args:
-        model: left in eval mode; in all that is not batch norm it is while it sees the batches.
+        model: left in eval mode, in which all of it but batch norm sees the batches.
         batches: what the model is called with, one after another; at least one.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
