@@ -7,7 +7,7 @@ over images in memory, with the optimizer and the arithmetic of params.yaml; qua
 come (hard, gradient at temperature 4) and stand at the inputs of 18 layers. It does not distil
 unless said otherwise: the baseline does not. Compiled are the quantizers, or where said the whole
 step. All take turns in one process that flushes denormal numbers to zero. Memory is what a process
-grows by at most during two steps, beyond libraries and data, workers left out.
+grows by at most during two steps, beyond libraries, compiling and data, workers left out.
 
     python -m benchmarks.training_step
 """
@@ -205,8 +205,8 @@ def _loader(setting: Setting) -> Iterable[tuple[Tensor, Tensor]]:
 
 
 def _warm(make: Callable[[str, Setting], Block], phase: str, setting: Setting) -> Block:
-    """Two steps of this batch, after tiny ones that load what is loaded at first use."""
-    small = replace(setting, batch=2, steps=1, workers=0)
+    """Two steps of this batch, after small ones that load and compile what is needed at first."""
+    small = replace(setting, batch=32, steps=1, workers=0)  # with fewer images nothing is compiled
     make(phase, small)()
     return make(phase, replace(small, batch=setting.batch))
 
