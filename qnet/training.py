@@ -24,6 +24,7 @@ from qnet.layers import quantized_weights
 from qnet.optimizer import build_optimizer, set_learning_rate
 from qnet.params import ActivationsParams, QuantizedTrainingParams, TrainingParams
 from qnet.quantizer import Quantizer, soft_forward
+from qnet.relus import skip_relus
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
 from qnet.runtime import Runtime, seed_for
 from qnet.schedules import is_due, learning_rate, temperature_at
@@ -105,6 +106,7 @@ class Trainer:
             raise ValueError(f"{phase}.select_on is test and no test images were given")
         if world() > 1:
             synchronise_batch_norm(model)
+        skip_relus(model)
         self.optimizer = build_optimizer(model, params)
         whole = runtime.compile_network
         self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if whole else model

@@ -1,0 +1,85 @@
+"""A ReLU that only binary quantizers read is left out while training.
+
+Levels 0 and 1, with a threshold that is not negative, make every negative value zero. So with a
+hard forward a ReLU before them changes no output, only the gradient: it stops that of all negative
+values, where the window alone stops it of values far below the threshold. Without the ReLU a value
+just below zero can learn its way up: with two levels that helps, with more it does not
+(docs/experiments.md). In eval mode the ReLU is there: the network is the one that its checkpoint
+describes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import Tensor, fx, nn
+
+from qnet.layers import QuantizedConv2d, QuantizedLinear
+from qnet.quantizer import Quantizer
+
+
+class SkippedReLU(nn.ReLU):
+    """`nn.ReLU` in eval mode; while training it passes its input on."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Any shape; the output has the same."""
+        return input if self.training else super().forward(input)
+
+
+def skip_relus(model: nn.Module) -> list[str]:
+    """Turn each nn.ReLU whose every reader makes it binary, and hard, into a `SkippedReLU`.
+
+    In place, with quantizers inserted and before the model is compiled. Outputs stay as they are
+    while beta is above zero. A network whose forward depends on the values it sees cannot be
+    traced; it keeps all of its ReLUs.
+
+    Returns:
+        Names of the skipped modules, in the order in which they are called.
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except Exception:  # tracing runs the network's own code, which may raise anything
+        return []
+    modules = dict(model.named_modules())
+    calls: dict[str, list[fx.Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.op == "call_module" and type(modules[str(node.target)]) is nn.ReLU:
+            calls[str(node.target)].append(node)
+    skipped = [
+        name for name, nodes in calls.items() if all(_is_needless(node, modules) for node in nodes)
+    ]
+    for name in skipped:
+        modules[name].__class__ = SkippedReLU
+    return skipped
+
+
+class _Tracer(fx.Tracer):
+    """Sees layers from outside, quantized ones too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        layer = isinstance(m, (nn.Conv2d, nn.Linear, nn.ReLU))
+        return layer or super().is_leaf_module(m, module_qualified_name)
+
+
+def _is_needless(relu: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether nothing would change without this call: neither its readers nor, where it works in
+    place, those of its input."""
+    in_place = modules[str(relu.target)].inplace
+    alone = not in_place or all(len(node.users) == 1 for node in relu.all_input_nodes)
+    return alone and all(
+        reader.op == "call_module" and _clips(modules[str(reader.target)]) for reader in relu.users
+    )
+
+
+def _clips(layer: nn.Module) -> bool:
+    """Whether the layer's quantizer has two levels and makes every negative value zero."""
+    if not isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
+        return False
+    quantizer = layer.input_quantizer
+    return (
+        isinstance(quantizer, Quantizer)
+        and quantizer.forward_mode == "hard"
+        and quantizer.level_set.values == (0, 1)
+        and bool((quantizer.thresholds >= 0).all())
+        and bool((quantizer.beta > 0).all())
+    )

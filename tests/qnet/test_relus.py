@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qnet.layers import activation_sites, insert_quantizers
+from qnet.levels import activation_levels
+from qnet.models import build_model
+from qnet.quantizer import Quantizer
+from qnet.relus import SkippedReLU, skip_relus
+
+
+def quantizer(bits: int = 1, *, signed: bool = False, **changes: object) -> Quantizer:
+    levels = activation_levels(bits, signed)
+    assert levels
+    return Quantizer(levels, alpha=0.5, beta=2.0, **changes)  # type: ignore[arg-type]
+
+
+def quantized(model: nn.Module, *names: str, **changes: object) -> nn.Module:
+    return insert_quantizers(model, activations={name: quantizer(**changes) for name in names})  # type: ignore[arg-type]
+
+
+def chain(inplace: bool = True) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(inplace), nn.Conv2d(3, 4, 3))
+
+
+def images(count: int = 4, channels: int = 3, size: int = 8) -> Tensor:
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_relu_inside_each_block_is_skipped_and_that_of_the_shortcut_is_not() -> None:
+    model = build_model("resnet20", classes=10)
+    quantized(model, *activation_sites(model, "input"))
+    blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)]
+    assert skip_relus(model) == [f"{block}.relu1" for block in blocks]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "torchvision/vgg11_bn"])
+def test_outputs_and_statistics_do_not_change(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, classes=10, size=32)
+    quantized(model, *activation_sites(model, "input"))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    skipped = copy.deepcopy(model)
+    assert skip_relus(skipped)
+    for mode in (True, False):
+        x = images(size=32)
+        assert torch.equal(skipped.train(mode)(x), model.train(mode)(x))
+    for name, value in model.state_dict().items():
+        assert torch.equal(skipped.state_dict()[name], value), name
+
+
+def test_values_just_below_zero_get_the_gradient_of_the_window() -> None:
+    x = torch.tensor([[-2.0, -0.05, 0.05, 0.3]], dtype=torch.float64, requires_grad=True)
+    model = nn.Sequential(nn.ReLU(), nn.Linear(4, 1, bias=False)).double()
+    quantized(model, "1").double()
+    assert skip_relus(model) == ["0"]
+    model.train()(x).backward()
+    weight = model.get_parameter("1.weight").detach()
+    sigma = torch.sigmoid(4 * (2.0 * x.detach() - 0.5))
+    window = 4 * sigma * (1 - sigma)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, weight * 0.5 * 2.0 * window, rtol=1e-9, atol=0)
+    assert x.grad[0, 1] != 0
+
+
+def test_in_eval_mode_it_is_a_relu() -> None:
+    model = quantized(chain(inplace=False), "2")
+    skip_relus(model)
+    relu = model.eval().get_submodule("1")
+    assert isinstance(relu, SkippedReLU)
+    assert torch.equal(relu(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
+    assert torch.equal(relu.train()(torch.tensor([-1.0, 2.0])), torch.tensor([-1.0, 2.0]))
+
+
+def test_a_relu_that_changes_something_stays() -> None:
+    assert skip_relus(chain()) == []  # nothing is quantized
+    assert skip_relus(quantized(chain(), "2", forward_mode="soft")) == []
+    assert skip_relus(quantized(chain(), "2", signed=True)) == []
+    assert skip_relus(quantized(chain(), "2", thresholds=[-0.1])) == []
+    assert skip_relus(quantized(chain(), "2", bits=2)) == []  # it would do harm
+    assert skip_relus(nn.Sequential(quantized(chain(), "2"), nn.ReLU())) == ["0.1"]
+
+
+class Readers(nn.Module):
+    """A ReLU whose output, or whose input, something else reads too."""
+
+    def __init__(self, read: str, inplace: bool) -> None:
+        super().__init__()
+        self.read = read
+        self.relu = nn.ReLU(inplace)
+        self.layer = nn.Linear(4, 4)
+        self.other = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1
+        y = self.relu(x)
+        if self.read == "output":
+            return self.layer(y) + y
+        if self.read == "input":
+            return self.layer(y) + x
+        if self.read == "twice":
+            return self.layer(y) + self.other(y)
+        if self.read == "called twice":
+            return self.relu(self.layer(y))
+        if self.read == "values":
+            return self.layer(y) if x.sum() > 0 else x
+        raise AssertionError(self.read)
+
+
+@pytest.mark.parametrize(
+    ("read", "inplace", "skipped"),
+    [
+        ("output", False, []),
+        ("input", False, ["relu"]),
+        ("input", True, []),  # x itself is changed
+        ("twice", True, ["relu"]),
+        ("called twice", True, []),
+        ("values", True, []),  # cannot be traced
+    ],
+)
+def test_who_reads_it_decides(read: str, inplace: bool, skipped: list[str]) -> None:
+    model = quantized(Readers(read, inplace), "layer", "other")
+    before = copy.deepcopy(model)
+    assert skip_relus(model) == skipped
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(model(x), before(x))
