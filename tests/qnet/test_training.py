@@ -14,6 +14,7 @@ from qnet.errors import UserError
 from qnet.layers import insert_quantizers, quantized_weights
 from qnet.levels import activation_levels, weight_levels
 from qnet.quantizer import Quantizer, quantizers
+from qnet.relus import SkippedReLU
 from qnet.resume import ResumeFile, optimizer_tensors
 from qnet.runtime import Runtime
 from qnet.training import Trainer, TrainingData
@@ -37,7 +38,7 @@ def data(tiny_info, tiny_split):
     )
 
 
-def model_of(kind: str) -> nn.Module:
+def model_of(kind: str, bits: int = 2) -> nn.Module:
     torch.manual_seed(0)
     model = network(3, 1, 8)
     if kind != "fp":
@@ -49,7 +50,7 @@ def model_of(kind: str) -> nn.Module:
         insert_quantizers(
             model,
             activations={
-                n: Quantizer(activation_levels(2), alpha=0.5, beta=2.0) for n in ("3", "6")
+                n: Quantizer(activation_levels(bits), alpha=0.5, beta=2.0) for n in ("3", "6")
             },
         )
     return model
@@ -298,6 +299,19 @@ def test_distillation_needs_a_teacher_and_follows_it(params, data):
     history = trainer("weights", settings, data, teacher=teacher.model).fit()
     assert history.rows[-1]["train_loss"] < history.rows[0]["train_loss"]
     assert history.rows[-1]["validation_top1"] > 80
+
+
+def test_relus_before_binary_activations_are_left_out_only_while_training(params, data):
+    for bits, skipped in ((1, ["2", "5"]), (2, [])):
+        model = model_of("activations", bits)
+        settings = params("activations", epochs=2)
+        Trainer(model, settings, data, CPU, phase="x", seed=0).fit()
+        found = [name for name, module in model.named_modules() if isinstance(module, SkippedReLU)]
+        assert found == skipped
+        deployed = model_of("activations", bits).eval()
+        deployed.load_state_dict(model.state_dict())
+        images, _ = next(iter(data.validation.ordered()))
+        assert torch.equal(model(images), deployed(images))
 
 
 def test_soft_and_hard_accuracy_stand_side_by_side(params, data):
