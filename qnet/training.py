@@ -56,7 +56,8 @@ class Trainer:
     """Trains one network through one phase.
 
     Args:
-        model: on the device of `runtime`; trained in place.
+        model: on the device of `runtime`; trained in place, without the ReLUs that only binary
+            quantizers read (`qnet.relus`): in eval mode they are there.
         params: the section of params.yaml that this phase follows.
         data: training images, and those that choose the epoch.
         runtime: the device and its arithmetic.
