@@ -23,12 +23,16 @@ from qnet.inference import folded
 from qnet.layers import quantized_weights
 from qnet.optimizer import build_optimizer, set_learning_rate
 from qnet.params import ActivationsParams, QuantizedTrainingParams, TrainingParams
-from qnet.quantizer import Quantizer, soft_forward
+from qnet.quantizer import Quantizer, quantizers, soft_forward
 from qnet.relus import skip_relus
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
 from qnet.runtime import Runtime, seed_for
 from qnet.schedules import is_due, learning_rate, temperature_at
 from qnet.weights import QuantizedLayer, alike, quantized_together
+
+_SMALLEST_SCALE = 0.01
+"""alpha and beta stay above this share of where the phase started. A layer before batch norm does
+not depend on its alpha, which then drifts; below zero all levels of the layer change their sign."""
 
 Row = dict[str, float]
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -109,6 +113,11 @@ class Trainer:
             synchronise_batch_norm(model)
         skip_relus(model)
         self.optimizer = build_optimizer(model, params)
+        self.scales = [
+            (scale, _SMALLEST_SCALE * scale.detach().clone())
+            for _, quantizer in quantizers(model)
+            for scale in (quantizer.alpha, quantizer.beta)
+        ]
         whole = runtime.compile_network
         self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if whole else model
         self.together: list[list[QuantizedLayer]] = []
@@ -237,6 +246,9 @@ class Trainer:
         if self.params.clip_norm > 0:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.params.clip_norm)
         self.optimizer.step()
+        with torch.no_grad():
+            for scale, least in self.scales:
+                torch.maximum(scale, least, out=scale)
 
     def _distil(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         """Mix `loss` with the divergence from the teacher (Hinton et al., 2015, equation 4)."""

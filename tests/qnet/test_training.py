@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from qnet.batch_norm import measure_batch_norm
 from qnet.data import Augment, Batches
 from qnet.errors import UserError
+from qnet.evaluation import Scores
 from qnet.layers import insert_quantizers, quantized_weights
 from qnet.levels import activation_levels, weight_levels
 from qnet.quantizer import Quantizer, quantizers
@@ -288,6 +289,19 @@ def test_alpha_and_beta_learn_unless_their_rate_is_zero(params, data):
         for _, quantizer in quantizers(run.model):
             assert (quantizer.alpha != ALPHA).item() == moves
             assert (quantizer.beta != BETA).item() == moves
+
+
+@pytest.mark.parametrize("kind", ["weights", "activations"])
+def test_no_scale_falls_to_zero_however_fast_it_learns(kind, params, data):
+    run = trainer(kind, params(kind, scale_lr=1.0), data)
+    scales = [scale for _, q in quantizers(run.model) for scale in (q.alpha, q.beta)]
+    before = [scale.item() for scale in scales]
+    run.optimizer.param_groups[-1]["lr"] = 1e4
+    run._train_mode(0)
+    run._step(*next(iter(run.data.train.ordered())), Scores())
+    shares = [scale.item() / start for scale, start in zip(scales, before, strict=True)]
+    assert min(shares) == pytest.approx(0.01)
+    assert all(share > 0 for share in shares)
 
 
 def test_distillation_needs_a_teacher_and_follows_it(params, data):
