@@ -67,8 +67,8 @@ class Point:
 
 def draw_comparison(path: Path, points: Sequence[Point]) -> None:
     """Draw top-1 of each W/A, in the order given, a colour for each setting."""
-    figure, axis = plt.subplots(figsize=(8, 4))
     pairs = list(dict.fromkeys(point.pair for point in points))
+    figure, axis = plt.subplots(figsize=(max(8.0, 0.75 * len(pairs)), 4))
     settings = list(dict.fromkeys(point.setting for point in points))
     colors = (*CURVES[1:], "C1", "C2", "C4", "C5", "C6", "C7", "C8", "C9")
     for number, setting in enumerate(settings):
