@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import qnet.fused
 from qnet.fused import fused_backward, fused_forward, use_compiled
@@ -19,6 +18,7 @@ from qnet.quantizer import Quantizer
 from qnet.staircase import stairs_of
 from qnet.steps import Quantize
 from tests.textbook import every_set, halfway, uneven
+from tests.waiting import NoWaiting
 
 EVERY_WINDOW = [(None, 4.0), (None, 0.5), (3.0, 3.0), (40.0, 1.0), (2000.0, 2000.0)]
 
@@ -157,24 +157,11 @@ def test_a_whole_schedule_of_temperatures_needs_few_kernels(
     assert 2 <= len(made) <= 2 * plans  # one forward and one backward for each plan
 
 
-class Transfers(TorchDispatchMode):
-    """Refuses what makes the host wait: numbers read from a device, or copied to it."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func is not torch.ops.aten._local_scalar_dense.default
-        result = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
-            assert {
-                tensor.device for tensor in (*args[:2], result) if isinstance(tensor, Tensor)
-            } == {result.device}, func
-        return result
-
-
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("exact", [False, True])
 def test_on_a_gpu_nothing_makes_the_host_wait(uncompiled: None, soft: bool, exact: bool) -> None:
     levels = activation_levels(2)
-    with FakeTensorMode(), Transfers():  # shapes and devices only, so no GPU is needed
+    with FakeTensorMode(), NoWaiting():  # shapes and devices only, so no GPU is needed
         x, alpha, beta, thresholds, t = (
             torch.empty(shape, device="cuda") for shape in ((2, 4, 3, 3), (), (), (3,), ())
         )

@@ -1,5 +1,6 @@
 """The loop: it learns, it is the same twice, and a run cut short goes on as if it had not been."""
 
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 
@@ -14,16 +15,20 @@ from qnet.errors import UserError
 from qnet.evaluation import Scores
 from qnet.layers import insert_quantizers, quantized_weights
 from qnet.levels import activation_levels, weight_levels
+from qnet.optimizer import set_learning_rate
 from qnet.quantizer import Quantizer, quantizers
 from qnet.relus import SkippedReLU
 from qnet.resume import ResumeFile, optimizer_tensors
 from qnet.runtime import Runtime
 from qnet.training import Trainer, TrainingData
+from qnet.weights import alike
 from tests.tiny import network
+from tests.waiting import NoWaiting
 
 AB = ("alpha", "beta")
 ALPHA, BETA = 0.08, 12.0  # so that the smallest third of the weights becomes 0
 CPU = Runtime(torch.device("cpu"), mixed=False)
+META = Runtime(torch.device("meta"), mixed=False)  # shapes only: no number of it can be read
 WHOLE = Runtime(torch.device("cpu"), mixed=False, compile_network=True)
 
 
@@ -332,6 +337,31 @@ def test_soft_and_hard_accuracy_stand_side_by_side(params, data):
     row = trainer("weights", params("weights"), data).fit().rows[-1]
     assert {"validation_top1", "validation_soft_top1", "temperature"} <= row.keys()
     assert "validation_soft_top1" not in trainer("fp", params("fp"), data).fit().rows[-1]
+
+
+@pytest.mark.parametrize("kind", ["fp", "weights", "activations"])
+def test_between_batches_the_host_never_waits_for_the_device(
+    kind, params, tiny_info, tiny_split, monkeypatch
+):
+    monkeypatch.setattr(Runtime, "autocast", lambda self: nullcontext())  # META has none
+    batches = Batches(
+        tiny_split(32, 0), tiny_info, batch_size=8, device=META.device,
+        augment=Augment(pad=1, flip=True),
+    )  # fmt: skip
+    settings = params(kind) if kind == "fp" else params(kind, distillation=0.5)
+    model, teacher = model_of(kind), network(3, 1, 8).to(META.device)
+    together = alike(model)
+    run = Trainer(
+        model, settings, TrainingData(batches, batches), META, phase="x", seed=0, teacher=teacher
+    )
+    run.together = together
+    scores = Scores()
+    for step, (images, labels) in enumerate(batches.epoch(torch.Generator())):
+        with NoWaiting():
+            set_learning_rate(run.optimizer, 0.1 / (step + 1))
+            run._step(images, labels, scores)
+    assert scores.count == 32
+    assert scores.sums.device == META.device
 
 
 def test_a_network_is_compiled_once_whatever_t_is(params, data, monkeypatch):
