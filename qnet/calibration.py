@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qnet.errors import UserError
 from qnet.histogram import Histogram
 
 
@@ -24,6 +25,9 @@ def activation_histograms(
         sites: names of ReLUs (their outputs), or of other modules, such as convolutions, linear
             layers and quantizers (their inputs).
         batches: what the model is called with, one after another.
+
+    Raises:
+        UserError: a site is never called, for example because another module uses its weight.
     """
     histograms = {site: Histogram(f"activations at {site}") for site in sites}
     handles = []
@@ -40,6 +44,13 @@ def activation_histograms(
     finally:
         for handle in handles:
             handle.remove()
+    unused = [site for site, histogram in histograms.items() if histogram.count == 0]
+    if unused:
+        raise UserError(
+            f"model.keep: the network never calls {unused[0]} ({len(unused)} of {len(sites)} such "
+            "layers), whose weight it may use in a way of its own, so it cannot be quantized; add "
+            "the name, or a pattern such as *.attn.*"
+        )
     return histograms
 
 

@@ -51,7 +51,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "quantizers": {name: _describe(q) for name, q in quantizers(checkpoint.model)},
     }
     tensors = {
-        name: tensor.detach().cpu().contiguous()
+        name: tensor.detach().cpu().contiguous().clone()  # safetensors refuses shared memory
         for name, tensor in checkpoint.model.state_dict().items()
     }
     write_bytes(path, save(tensors, metadata={KEY: json.dumps(description, sort_keys=True)}))

@@ -89,6 +89,9 @@ def quantizable_layers(
 ) -> list[str]:
     """Names of the convolutions and linear layers to quantize, in the order of their registration.
 
+    The model has to call them: one whose weight it uses in a way of its own (as torchvision's Swin
+    does in its attention) is listed, and quantizing it has no effect.
+
     Args:
         model: any module.
         keep: layers left in full precision: `first`, `last`, or dotted names with * and ? in them.

@@ -12,8 +12,8 @@ from qnet.quantizer import quantizers
 def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Optimizer:
     """SGD or Adam with one group for each way to learn.
 
-    Weight matrices and kernels decay. Batch norm and biases do not. alpha and beta do not either,
-    and learn at `scale_lr` times the learning rate; with `scale_lr: 0` they are left out.
+    Weight matrices and kernels decay: all parameters of two dimensions or more. Batch norm and
+    biases do not. alpha and beta do not either, and learn at `scale_lr` times the learning rate.
     Parameters that do not require a gradient are left out.
     """
     scales = {id(p) for _, q in quantizers(model) for p in (q.alpha, q.beta)}
@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Opt
             "lr_factor": 1.0,
         },
         {
-            "params": [p for p in trained if id(p) in scales and scale_lr > 0],
+            "params": [p for p in trained if id(p) in scales],
             "weight_decay": 0.0,
             "lr_factor": scale_lr,
         },
@@ -39,7 +39,8 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Opt
     groups = [group for group in groups if group["params"]]
     if params.optimizer == "adam":
         return torch.optim.AdamW(groups, lr=params.lr, betas=(params.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum, nesterov=params.nesterov)
+    nesterov = params.nesterov and params.momentum > 0  # without it they are the same
+    return torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum, nesterov=nesterov)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

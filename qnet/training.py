@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.batch_norm import measure_batch_norm, synchronise_batch_norm
+from qnet.checkpoint import misfit
 from qnet.compiling import CompiledNetwork
 from qnet.data import BatchSource
 from qnet.distributed import backward, rank, share_state, total, world
@@ -70,6 +71,9 @@ class Trainer:
         teacher: the network to distil from; needed where `distillation` is above 0.
         annealed: the quantizers whose temperature follows the schedule; the others keep theirs.
         progress: wraps the batches of each epoch.
+
+    Raises:
+        UserError: batch norm would have one image to a batch.
     """
 
     def __init__(
@@ -98,6 +102,9 @@ class Trainer:
         if isinstance(params, QuantizedTrainingParams) and params.freeze_bn_affine:
             for norm in self.batch_norms:
                 norm.requires_grad_(False)
+        if isinstance(params, QuantizedTrainingParams) and params.scale_lr == 0:
+            for _, quantizer in quantizers(model):
+                quantizer.requires_grad_(False)
         self.weight_quantizers = [quantizer for _, quantizer in quantized_weights(model)]
         self.frozen_at_first = [
             parameter
@@ -107,6 +114,11 @@ class Trainer:
         ]
         if _distillation(params) > 0 and teacher is None:
             raise ValueError(f"{phase}.distillation is above 0 and no teacher was given")
+        if data.train.batch_size == 1 and self._norms_learn():
+            raise UserError(
+                f"{phase}.batch_size is 1; batch norm needs the statistics of more than one image: "
+                "use at least 2"
+            )
         if params.select_on == "test" and data.test is None:
             raise ValueError(f"{phase}.select_on is test and no test images were given")
         if world() > 1:
@@ -146,7 +158,8 @@ class Trainer:
         """
         history = History()
         best = _copy(self.model.state_dict())
-        if resume is not None and (saved := resume.load()) is not None:
+        saved = None if resume is None else resume.load()
+        if saved is not None and not misfit(best, saved[0]["model"]):
             groups, numbers = saved
             self.model.load_state_dict(groups["model"])
             load_optimizer_tensors(self.optimizer, groups.get("optimizer", {}))
@@ -265,6 +278,12 @@ class Trainer:
         )
         return (1 - share) * loss + share * softness**2 * divergence
 
+    def _norms_learn(self) -> bool:
+        """Whether batch norm uses the statistics of the batches while training."""
+        params = self.params
+        frozen = isinstance(params, QuantizedTrainingParams) and params.freeze_bn_stats
+        return bool(self.batch_norms) and not frozen
+
     def _train_mode(self, epoch: int) -> None:
         """Have each part do in `epoch` what it has to, whatever it did before."""
         self.model.train()
@@ -274,14 +293,14 @@ class Trainer:
                 quantizer.train(learn)  # in eval mode its forward is hard
             for parameter in self.frozen_at_first:
                 parameter.requires_grad_(learn)  # no gradient: the optimizer passes it over
-        if isinstance(self.params, QuantizedTrainingParams) and self.params.freeze_bn_stats:
+        if not self._norms_learn():
             for norm in self.batch_norms:
                 norm.eval()
 
     def _measure_batch_norm(self) -> None:
         """In float32, as the network is scored and deployed."""
         params = self.params
-        if not isinstance(params, QuantizedTrainingParams) or params.freeze_bn_stats:
+        if not isinstance(params, QuantizedTrainingParams) or not self._norms_learn():
             return
         count = math.ceil(params.bn_images / self.data.train.batch_size) if params.epochs else 0
         if count > 0:

@@ -12,6 +12,7 @@ from torch import nn
 from qnet.checkpoint import Checkpoint, save_checkpoint
 from qnet.distributed import leave
 from qnet.evaluation import evaluate, predict
+from qnet.models import source_files
 from qnet.params import Params, TrainingParams
 from qnet.quantizer import Quantizer
 from qnet.resume import run_key
@@ -53,7 +54,7 @@ def train_stage(
         epochs: False to pass the network on as it is.
     """
     settings: TrainingParams = getattr(params, section)
-    resume = resume_file(f"{stage}-{_key(params, section, inputs)}")
+    resume = resume_file(f"{stage}-{_key(params, section, checkpoint.architecture, inputs)}")
     history = History()
     if epochs:
         data = training_data(params, section, checkpoint.dataset, runtime)
@@ -84,7 +85,8 @@ def _write_scores(
     runtime: Runtime,
     history: History,
 ) -> None:
-    """Score the final network in float32, as it is deployed; the test set's only use."""
+    """Score the final network in float32, as it is deployed; no other step looks at test images,
+    unless they choose the epoch."""
     settings: TrainingParams = getattr(params, section)
     exact = replace(runtime, mixed=False)
     test, validation = (
@@ -104,8 +106,9 @@ def _write_scores(
     write_confusion(stage, checkpoint.dataset.classes, *predict(checkpoint.model, test, exact))
 
 
-def _key(params: Params, section: str, inputs: Sequence[Path]) -> str:
+def _key(params: Params, section: str, architecture: str, inputs: Sequence[Path]) -> str:
     """A name for everything that the run of this section depends on."""
     used = params.model_dump(include={"seed", "augment", "model", "cluster", section})
     used["precision"] = params.runtime.precision
-    return run_key(used, [PREPARED, *inputs])
+    code = [Path(__file__).parent, *source_files(architecture)]
+    return run_key(used, [PREPARED, *inputs, *code])

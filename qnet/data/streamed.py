@@ -152,7 +152,8 @@ class _Pictures(Dataset[Decoded]):
     def __init__(self, listing: Listing, size: int, augment: Augment | None, attempts: int) -> None:
         self.listing = listing
         self.size = size
-        self.attempts = attempts + 1  # one more than allowed: then the training stops anyway
+        # One more than allowed: then the training stops anyway. And each picture once.
+        self.attempts = min(attempts + 1, len(listing))
         centre = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
         self.evaluation = v2.Compose(centre)
         augment = augment or Augment(pad=0, flip=False)

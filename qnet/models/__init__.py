@@ -6,11 +6,12 @@ A name is one of `MODELS`, `torchvision/<name>` for any classifier of torchvisio
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,12 @@ def build_model(name: str, *, classes: int, channels: int = 3, size: int = 32) -
         )
     _check_shapes(model, name, classes, channels, size)
     return model
+
+
+def source_files(name: str) -> list[Path]:
+    """The file of the module that `package.module:function` names; of other names none."""
+    spec = importlib.util.find_spec(name.partition(":")[0]) if ":" in name else None
+    return [Path(spec.origin)] if spec is not None and spec.origin is not None else []
 
 
 def _torchvision_model(name: str, classes: int, channels: int) -> nn.Module:

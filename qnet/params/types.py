@@ -37,23 +37,25 @@ def _as_number(value: object) -> object:
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")]
-Count = Annotated[int, Field(ge=1, le=10**9, description="a whole number from 1 to 1e9")]
-CountOrZero = Annotated[int, Field(ge=0, le=10**9, description="a whole number from 0 to 1e9")]
+Count = Annotated[int, Field(ge=1, le=10**9, description="a whole number from 1 to 1000000000")]
+CountOrZero = Annotated[
+    int, Field(ge=0, le=10**9, description="a whole number from 0 to 1000000000")
+]
 
-Positive = Annotated[float, Field(gt=0, description="a number above 0")]
-PositiveOrZero = Annotated[float, Field(ge=0, description="a number, 0 or more")]
+Positive = Annotated[float, Field(ge=1e-9, le=1e9, description="a number from 1e-9 to 1e9")]
+PositiveOrZero = Annotated[float, Field(ge=0, le=1e9, description="a number from 0 to 1e9")]
 Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")]
 ShareAboveZero = Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]
 Part = Annotated[float, Field(gt=0, lt=1, description="a number above 0 and below 1")]
 Tail = Annotated[float, Field(ge=0, lt=0.5, description="a number from 0 to below 0.5")]
 PositiveOrExact = Annotated[
-    Positive | Literal["exact"], Field(description="a number above 0, or exact")
+    Positive | Literal["exact"], Field(description="a number from 1e-9 to 1e9, or exact")
 ]
 PositiveOrNone = Annotated[
     Positive | Literal["none"],
     BeforeValidator(_null_is_none),
-    Field(description="a number above 0, or none"),
+    Field(description="a number from 1e-9 to 1e9, or none"),
 ]
 
 Switch = Annotated[bool, Field(description="true or false")]

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import qnet
 from qnet.checkpoint import KEY, Checkpoint, load_checkpoint, load_model, save_checkpoint
@@ -64,6 +65,16 @@ def test_levels_are_read_back_exactly(path, checkpoint):
 def test_the_same_network_gives_the_same_bytes(path, checkpoint, tmp_path):
     save_checkpoint(tmp_path / "again", load_checkpoint(path))
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_a_weight_with_two_names(tiny_info, tmp_path, monkeypatch):
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+    model[2].weight = model[1].weight
+    save_checkpoint(
+        tmp_path / "tied.safetensors", Checkpoint(model, "tests.tiny:network", tiny_info)
+    )
+    monkeypatch.setattr("qnet.checkpoint.build_model", lambda *name, **images: model)
+    assert load_model(tmp_path / "tied.safetensors") is model
 
 
 def refuse(path, message):

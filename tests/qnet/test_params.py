@@ -179,10 +179,12 @@ def test_all_epochs_may_be_frozen(load: Load) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"fp__lr": -1}, "fp.lr is -1; it must be a number above 0"),
-        ({"fp__lr": "nan"}, "fp.lr is nan; it must be a number above 0"),
-        ({"fp__lr": ""}, "fp.lr is empty; it must be a number above 0"),
-        ({"fp__lr": None}, "fp.lr is missing; add it: a number above 0"),
+        ({"fp__lr": -1}, "fp.lr is -1; it must be a number from 1e-9 to 1e9"),
+        ({"fp__lr": "nan"}, "fp.lr is nan; it must be a number from 1e-9 to 1e9"),
+        ({"fp__lr": ""}, "fp.lr is empty; it must be a number from 1e-9 to 1e9"),
+        ({"fp__lr": None}, "fp.lr is missing; add it: a number from 1e-9 to 1e9"),
+        ({"fp__clip_norm": "1e40"}, "fp.clip_norm is 1e40; it must be a number from 0 to 1e9"),
+        ({"weights__backward_temperature": "1e-50"}, "is 1e-50; it must be a number from 1e-9 to"),
         ({"weights__epochs": True}, "weights.epochs is true; it must be a whole number from 0"),
         ({"weights__epochs": "yes"}, "weights.epochs is yes; it must be a whole number from 0"),
         ({"weights__epochs": 2.5}, "weights.epochs is 2.5; it must be a whole number from 0"),
@@ -254,7 +256,7 @@ def test_several_mistakes_are_counted(load: Load) -> None:
 
 def test_long_values_are_cut(load: Load) -> None:
     assert message(load, changed(fp__lr="9" * 5000 + "x")) == (
-        f"params.yaml: fp.lr is {'9' * 57}...; it must be a number above 0"
+        f"params.yaml: fp.lr is {'9' * 57}...; it must be a number from 1e-9 to 1e9"
     )
 
 

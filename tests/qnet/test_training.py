@@ -119,6 +119,33 @@ def test_a_run_cut_short_ends_as_an_uninterrupted_one(
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+def test_scales_that_stay_have_no_part_in_clipping_or_resuming(params, data, tmp_path):
+    settings = params("activations", scale_lr=0.0, clip_norm=0.1)
+    whole = trainer("activations", settings, data)
+    expected = whole.fit()
+    fixed = trainer("activations", settings, data)
+    for _, quantizer in quantizers(fixed.model):
+        quantizer.requires_grad_(False)
+    assert fixed.fit() == expected
+    resume = ResumeFile(tmp_path / "run.safetensors")
+
+    def kill(history):
+        raise Killed
+
+    with pytest.raises(Killed):
+        trainer("activations", settings, data).fit(resume, kill)
+    assert trainer("activations", settings, data).fit(resume) == expected
+
+
+def test_a_state_of_another_network_is_not_resumed(params, data, tmp_path):
+    resume = ResumeFile(tmp_path / "run.safetensors")
+    settings = params("fp", epochs=2)
+    expected = trainer("fp", settings, data).fit()
+    other = {"model": {"0.weight": torch.zeros(1)}, "best": {"0.weight": torch.zeros(1)}}
+    resume.save(other, {"rows": [{"epoch": 1}]})
+    assert trainer("fp", settings, data).fit(resume) == expected
+
+
 def test_the_state_is_kept_after_every_so_many_epochs_and_the_last(params, data, tmp_path):
     resume = ResumeFile(tmp_path / "run.safetensors")
     kept = []
@@ -255,6 +282,20 @@ def test_frozen_batch_norm(params, data):
     for name in ("1.weight", "1.bias", "1.running_mean", "1.running_var"):
         assert torch.equal(before[name], after[name]), name
     assert not torch.equal(before["0.weight"], after["0.weight"])
+
+
+def test_batch_norm_needs_more_than_one_image(params, tiny_info, tiny_split):
+    one = Batches(tiny_split(3, 0), tiny_info, batch_size=1, device="cpu")
+    settings = params("weights", epochs=1, warmup_epochs=0, batch_size=1)
+    with pytest.raises(UserError, match=r"x\.batch_size is 1; batch norm needs .* at least 2"):
+        trainer("weights", settings, TrainingData(one, one))
+    kept = settings.model_copy(update={"freeze_bn_stats": True})
+    assert len(trainer("weights", kept, TrainingData(one, one)).fit().rows) == 1
+
+
+def test_nesterov_without_momentum_is_plain(params, data):
+    settings = params("fp", epochs=0, momentum=0.0, nesterov=True)
+    assert trainer("fp", settings, data).fit().rows == []
 
 
 def test_batch_norm_is_measured_when_the_weights_are_final(params, data):

@@ -14,7 +14,7 @@ from qnet.levels import LevelSet
 from qnet.params import load_params
 from qnet.quantizer import Quantizer, quantizers
 from stages.quantizers import treat_weights
-from tests.pipeline import ROOT, kill_after, run, write_params
+from tests.pipeline import ROOT, kill_after, run, start, write_params
 from tests.tiny import network
 
 STAGES = ("prepare", "train_fp", "cluster", "train_weights", "train_activations")
@@ -143,6 +143,17 @@ def test_a_killed_run_is_not_resumed_with_other_parameters(workspace):
     kill_after("train_fp", workspace, epochs=1)
     write_params(workspace, fp__lr=0.01)
     assert "resumed" not in run("train_fp", workspace)
+
+
+def test_a_killed_run_is_not_resumed_with_another_network(workspace):
+    own = workspace / "own.py"
+    own.write_text((ROOT / "tests" / "tiny.py").read_text())
+    write_params(workspace, model__name="own:network")
+    kill_after("train_fp", workspace, epochs=1)
+    own.write_text(own.read_text().replace("ReLU", "SiLU"))
+    output, _ = start("train_fp", workspace).communicate()
+    assert " epoch   3 " in output
+    assert "resumed" not in output
 
 
 def test_full_passes_the_network_on(workspace):

@@ -161,6 +161,16 @@ def test_one_more_than_allowed_stops(found, workers) -> None:
     assert len(warned) == 2
 
 
+def test_each_picture_is_tried_once_however_many_may_be_bad(found) -> None:
+    listing = found[1]["train"]
+    for place in range(len(listing)):
+        Path(listing.path(place)).unlink()
+    warned: list[str] = []
+    data = batches(found, bad_images=10**9, warn=warned.append)
+    assert list(data.epoch(generator())) == []
+    assert len(warned) == len(listing)
+
+
 def test_bad_pictures_are_left_out_of_evaluation(found) -> None:
     listing = found[1]["test"]
     for place in (0, 1, 5):

@@ -1,0 +1,34 @@
+"""Histograms of activations, and layers that the network never calls."""
+
+import pytest
+import torch
+from torch import nn
+
+from qnet import UserError, activation_histograms, quantizable_layers
+
+
+class Borrower(nn.Module):
+    """Uses the weight of a layer without calling it, as attention often does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.called = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.borrowed, self.last = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.called(self.first(x))
+        return self.last(nn.functional.linear(x, self.borrowed.weight))
+
+
+def test_a_layer_that_is_never_called_is_named() -> None:
+    model = Borrower()
+    sites = quantizable_layers(model)
+    assert sites == ["called", "borrowed"]
+    message = r"model\.keep: the network never calls borrowed \(1 of 2 such layers\)"
+    with pytest.raises(UserError, match=message):
+        activation_histograms(model, sites, [torch.ones(3, 2)])
+
+
+def test_what_is_called_is_seen() -> None:
+    found = activation_histograms(Borrower(), ["called"], [torch.ones(3, 2), torch.ones(1, 2)])
+    assert found["called"].count == 8
