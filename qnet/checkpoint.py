@@ -66,7 +66,12 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path} does not exist; run the stage that writes it, with `dvc repro`")
+        raise UserError(
+            f"{path} does not exist; run the stage that writes it, with `dvc repro`, or mend the "
+            "path"
+        )
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give a file in it")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -236,7 +236,7 @@ def _select(layers: Sequence[str], patterns: Collection[str], parameter: str) ->
             fitting = {name for name in layers if fnmatchcase(name, pattern)}
         if not fitting:
             raise UserError(
-                f"{parameter}: {pattern!r} fits no layer, {_nearest(pattern, layers)}; "
+                f"{parameter}: {pattern!r} fits no layer, {_nearest(pattern, [*ends, *layers])}; "
                 f"write first, last, or names with * and ? in them ({_some(layers)})"
             )
         selected |= fitting

@@ -77,7 +77,8 @@ def draw_comparison(path: Path, points: Sequence[Point]) -> None:
             [pairs.index(point.pair) for point in mine],
             [point.top1 for point in mine],
             yerr=[point.spread or 0.0 for point in mine],
-            fmt="o", color=colors[number % len(colors)], capsize=3, label=setting or "all alike",
+            fmt="o", color=colors[number % len(colors)], capsize=3,
+            label=setting or "alone of its W/A",
         )  # fmt: skip
     axis.set_xticks(range(len(pairs)), pairs)
     axis.set_xlabel("weight bits / activation bits")

@@ -68,6 +68,8 @@ class Group:
 def main(params: Params) -> None:
     """Print a row for each W/A and setting among the experiments, and draw them."""
     arguments = _arguments()
+    if arguments.commits < 1:
+        raise UserError(f"--commits is {arguments.commits}; it must be 1 or more")
     groups = group(_experiments(arguments.commits))
     if not groups:
         raise UserError("no experiment has finished; run one with `dvc exp run`")

@@ -33,22 +33,31 @@ def training_data(
         pad=info.size // 8 if pad == "auto" else pad,
         flip=info.flip if flip == "auto" else flip,
     )
-    count = load_info(PREPARED).counts["train"]
-    if settings.batch_size > count:
-        raise UserError(
-            f"{section}.batch_size is {settings.batch_size}; it must be at most {count}, the "
-            "number of training images"
-        )
-    if settings.batch_size < world():
-        raise UserError(
-            f"{section}.batch_size is {settings.batch_size}, and {world()} processes share each "
-            "batch; use a larger one, or fewer runtime.processes"
-        )
+    check_batch_size(params, section)
     train = _open("train", params, info, runtime, settings.batch_size, augment=augment)
     validation = evaluation_images("validation", params, info, runtime)
     if settings.select_on != "test":
         return TrainingData(train, validation)
     return TrainingData(train, validation, evaluation_images("test", params, info, runtime))
+
+
+def check_batch_size(params: Params, section: str) -> None:
+    """Refuse batches that the training images do not fill, or that leave processes without any.
+
+    Raises:
+        UserError: they do.
+    """
+    batch_size, count = getattr(params, section).batch_size, load_info(PREPARED).counts["train"]
+    if batch_size > count:
+        raise UserError(
+            f"{section}.batch_size is {batch_size}; it must be at most {count}, the number of "
+            "training images"
+        )
+    if batch_size < world():
+        raise UserError(
+            f"{section}.batch_size is {batch_size}, and {world()} processes share each batch; use "
+            "a larger one, or fewer runtime.processes"
+        )
 
 
 def evaluation_images(

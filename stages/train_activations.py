@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from qnet.checkpoint import Checkpoint, load_checkpoint
-from qnet.layers import insert_quantizers
+from qnet.errors import UserError
+from qnet.layers import activation_sites, insert_quantizers
 from qnet.params import Params
 from qnet.runtime import Runtime, start
 from stages.clustering import activation_clusters
@@ -59,6 +60,15 @@ def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[
         found = activation_clusters(params, checkpoint, runtime, [bits])
     else:
         found = read_json(ACTIVATION_CLUSTERS)
+        sites = activation_sites(
+            checkpoint.model, params.activations.sites, params.model.keep, params.model.quantize
+        )
+        if list(found) != sites:
+            raise UserError(
+                f"activations.sites is {params.activations.sites}, model.keep is "
+                f"{list(params.model.keep)}, and {ACTIVATION_CLUSTERS} was made for others; run "
+                "`dvc repro cluster`"
+            )
     return {
         site: {"histogram": entry["histogram"], "clusters": entry["clusters"][str(bits)]}
         for site, entry in found.items()

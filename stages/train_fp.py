@@ -14,10 +14,12 @@ import torch
 
 from qnet.checkpoint import Checkpoint
 from qnet.data import load_info
+from qnet.errors import UserError
 from qnet.models import build_model
 from qnet.models.pretrained import is_file, load_pretrained
 from qnet.params import Params
 from qnet.runtime import seed_for, start
+from stages.ahead import check_ahead
 from stages.common import FP, PREPARED
 from stages.launch import run
 from stages.training import train_stage
@@ -27,10 +29,16 @@ def main(params: Params) -> None:
     """Train the network that `model` names as `fp` says, from random or pretrained weights."""
     runtime = start(params.runtime)
     info = load_info(PREPARED)
+    if info.name != params.data.name:
+        raise UserError(
+            f"data.name is {params.data.name}, and {PREPARED} holds {info.name}; run "
+            "`dvc repro prepare`"
+        )
     torch.manual_seed(seed_for(params.seed, "weights"))
     model = build_model(
         params.model.name, classes=len(info.classes), channels=info.channels, size=info.size
     )
+    check_ahead(params, model)
     pretrained = params.model.pretrained
     for note in load_pretrained(model, pretrained, name=params.model.name):
         print(f"train_fp: {note}")

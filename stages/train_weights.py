@@ -9,7 +9,9 @@ runs/train_weights.
 from __future__ import annotations
 
 from qnet.checkpoint import load_checkpoint
+from qnet.errors import UserError
 from qnet.layers import insert_quantizers
+from qnet.levels import weight_levels
 from qnet.params import Params
 from qnet.runtime import start
 from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, read_json
@@ -23,6 +25,14 @@ def main(params: Params) -> None:
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(FP, runtime.device)
     clusters = read_json(WEIGHT_CLUSTERS)
+    levels = weight_levels(params.weights.levels)
+    if {tuple(entry["clusters"]["levels"]["values"]) for entry in clusters.values()} != (
+        set() if levels is None else {levels.values}
+    ):
+        raise UserError(
+            f"weights.levels is {params.weights.levels}, and {WEIGHT_CLUSTERS} was made for "
+            "others; run `dvc repro cluster`"
+        )
     found = {
         layer: quantizer_from(entry["clusters"], params.weights)
         for layer, entry in clusters.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import partial
@@ -119,7 +120,14 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
             f"model.name: {name!r} has the signature {signature}; let it take the keywords of "
             f"{attribute}(classes={classes}, channels={channels}, size={size})"
         ) from error
-    model = function(classes=classes, channels=channels, size=size)
+    try:
+        model = function(classes=classes, channels=channels, size=size)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"model.name: {name!r} failed ({type(error).__name__}: {_one_line(error)}, in "
+            f"{where.filename}, line {where.lineno}); mend it, or choose another model"
+        ) from error
     if not isinstance(model, nn.Module):
         raise UserError(
             f"model.name: {name!r} returned {type(model).__name__}; "

@@ -15,6 +15,8 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 
 from qnet.errors import UserError
 
+_MARKS = ("<" * 7, "=" * 7, ">" * 7)  # what git leaves behind
+
 LARGEST = 100_000
 """Largest file that is read, in bytes; params.yaml has about 5,000."""
 
@@ -27,6 +29,9 @@ def read_yaml(path: str | Path) -> Any:
             an alias.
     """
     text = _read_text(Path(path))
+    for number, row in enumerate(text.splitlines(), start=1):
+        if row.startswith(_MARKS):
+            raise UserError(f"{path}: line {number} is the mark of a merge conflict; settle it")
     try:
         return yaml.load(text, _TextLoader)
     except yaml.MarkedYAMLError as error:

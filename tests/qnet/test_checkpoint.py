@@ -85,6 +85,7 @@ def refuse(path, message):
 
 def test_a_missing_file(tmp_path):
     refuse(tmp_path / "none", "does not exist")
+    refuse(tmp_path, "is a folder; give a file in it")
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])

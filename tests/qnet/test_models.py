@@ -226,6 +226,11 @@ def test_own_models_that_do_not_fit(own_module: types.ModuleType) -> None:
         UserError, match=r"signature \(classes\).*few\(classes=3, channels=3, size=4"
     ):
         build("few")
+    own_module.broken = lambda **sizes: 1 / 0  # type: ignore[attr-defined]
+    with pytest.raises(
+        UserError, match=r"failed \(ZeroDivisionError: .*test_models.py, line \d+\)"
+    ):
+        build("broken")
     with pytest.raises(UserError, match="returned NoneType"):
         build("none")
     with pytest.raises(UserError, match=r"gives \[2, 3, 4, 4\].*data\.size 4"):

@@ -268,6 +268,7 @@ def test_long_values_are_cut(load: Load) -> None:
         (b"seed: 0\nfp:\n  lr: 1\n  lr: 2\n", "line 4 is not valid YAML: 'lr' is given twice; k"),
         (b"fp:\n\tlr: 1\n", "line 2 is not valid YAML: "),
         (b"fp:\n\tlr: 1\n", "; indent with spaces"),
+        (b"seed: 0\n<<<<<<< HEAD\n", "line 2 is the mark of a merge conflict; settle it"),
         (b"a: 1\nb: [1\n", "line 3 is not valid YAML: "),
         (b"a: &x [1]\nb: *x\n", "line 2 is not valid YAML: '*x' repeats another value"),
         (b"a: &x [*x]\n", "line 1 is not valid YAML: '*x' repeats another value"),

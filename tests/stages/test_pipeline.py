@@ -288,16 +288,43 @@ def test_zero_epochs_only_evaluate(workspace):
         ({"model__keep": ["nowhere"]}, "model.keep"),
         ({"fp__batch_size": 5000}, "fp.batch_size"),
         ({"runtime__device": "cuda:7"}, "runtime.device"),
-        ({"fp__lr": 1e30, "fp__clip_norm": 0}, "fp.lr"),
+        ({"fp__lr": 1e9, "fp__clip_norm": 0}, "fp.lr"),
+        # What later stages would refuse, before the network is trained:
+        (
+            {"model__quantize": ["firts"]},
+            "model.quantize: 'firts' fits no layer, nearest is 'first'",
+        ),
+        ({"weights__batch_size": 5000}, "weights.batch_size is 5000; it must be at most"),
+        ({"activations__batch_size": 5000}, "activations.batch_size is 5000; it must be at most"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(changes, message, workspace):
     write_params(workspace, **changes)
-    stage = "cluster" if "model__keep" in changes else "train_fp"
-    output = run(stage, workspace, status=2).strip().splitlines()
+    output = run("train_fp", workspace, status=2).strip().splitlines()
     assert output[-1].startswith("error: ")
     assert message in output[-1]
     assert not any("Traceback" in line for line in output)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "words"),
+    [
+        (
+            {"data__name": "cifar10"},
+            "train_fp",
+            "data.name is cifar10, and data/prepared holds dig",
+        ),
+        ({"weights__levels": 2}, "train_weights", "weights.levels is 2, and checkpoints/weight_cl"),
+        ({"weights__levels": "full"}, "train_weights", "run `dvc repro cluster`"),
+        ({"activations__sites": "relu"}, "train_activations", "activations.sites is relu, "),
+        ({"model__keep": ["first"]}, "train_activations", "model.keep is ['first'], and checkp"),
+    ],
+)
+def test_files_made_for_other_parameters_are_refused(changes, stage, words, workspace):
+    write_params(workspace, **changes)
+    output = run(stage, workspace, status=2).strip()
+    assert words in output
+    assert "\n" not in output
 
 
 @pytest.mark.parametrize(

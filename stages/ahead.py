@@ -1,0 +1,25 @@
+"""What later stages would refuse, refused before hours of training."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from qnet.layers import activation_sites, quantizable_layers
+from qnet.params import Params
+from stages.data import check_batch_size
+
+
+def check_ahead(params: Params, model: nn.Module) -> None:
+    """Check what the layers and the number of images have to do with what is set for later stages.
+
+    Raises:
+        UserError: `model.keep` or `model.quantize` fits no layer or leaves none, there is nothing
+            at `activations.sites`, or a batch is larger than the training set.
+    """
+    keep, quantize = params.model.keep, params.model.quantize
+    if params.weights.levels != "full":
+        quantizable_layers(model, keep, quantize)
+        check_batch_size(params, "weights")
+    activation_sites(model, params.activations.sites, keep, quantize)
+    if params.activations.bits != "full":
+        check_batch_size(params, "activations")
