@@ -129,6 +129,7 @@ class Trainer:
             (scale, _SMALLEST_SCALE * scale.detach().clone())
             for _, quantizer in quantizers(model)
             for scale in (quantizer.alpha, quantizer.beta)
+            if scale.requires_grad
         ]
         whole = runtime.compile_network
         self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if whole else model

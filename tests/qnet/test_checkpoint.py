@@ -53,6 +53,15 @@ def test_load_model_gives_the_network_alone(path):
     assert isinstance(qnet.load_model(path), torch.nn.Module)
 
 
+def test_a_loaded_network_is_exported_as_any_module(path):
+    model, images = load_model(path), torch.randn(4, 1, 8, 8)
+    any_number = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(model, (images,), dynamic_shapes=any_number).module()
+    for count in (4, 1, 9):
+        images = torch.randn(count, 1, 8, 8)
+        assert torch.equal(exported(images), model(images))
+
+
 def test_levels_are_read_back_exactly(path, checkpoint):
     layer = load_model(path).get_submodule("3")
     integers = layer.weight_quantizer.integers(layer.weight)
