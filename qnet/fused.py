@@ -95,10 +95,10 @@ def applies(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
     """Whether the compiled path is turned on, serves these tensors and is worth it."""
     return (
         _Switch.on
+        and not torch.compiler.is_compiling()  # before sizes, which it would take for fixed
         and x.numel() > _WORTH_IT
         and x.dtype in (torch.float32, torch.bfloat16)
         and alpha.numel() == beta.numel() == 1
-        and not torch.compiler.is_compiling()
         and _is_dense(x)
     )
 

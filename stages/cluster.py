@@ -1,8 +1,8 @@
 """Stage cluster: where alpha, beta and the thresholds of every quantizer start.
 
 Reads data/prepared, checkpoints/fp.safetensors,
-and of params.yaml: seed, data.bad_images, model.keep, model.quantize, cluster, weights.levels,
-activations.sites, runtime.
+and of params.yaml: seed, model.keep, model.quantize, cluster, weights.levels, activations.sites,
+runtime.
 Writes checkpoints/weight_clusters.json, checkpoints/activation_clusters.json and metrics/cluster.
 """
 

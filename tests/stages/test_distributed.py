@@ -97,12 +97,12 @@ def test_two_processes_one_killed_then_resumed_end_as_one_process(prepared, work
 
 
 def test_a_mistake_is_one_line_once(workspace):
-    write_params(workspace, runtime__processes=2, fp__lr=1e30, fp__clip_norm=0)
+    write_params(workspace, runtime__processes=2, fp__lr=1e9, fp__clip_norm=0)
     process = start("train_fp", workspace)
     lines = process.communicate(timeout=60)[0].splitlines()
     assert process.returncode == 2
     assert len(lines) == 1, lines
-    assert lines[0].startswith("error: fp.lr is 1e+30: the loss is ")
+    assert lines[0].startswith("error: fp.lr is 1000000000.0: the loss is ")
 
 
 def test_processes_whose_launcher_is_killed_end(workspace):

@@ -166,7 +166,7 @@ def test_other_prepared_data_are_refused(change, word, fill, tmp_path):
         (["a", "--split", "test", "--folder", "b"], "argument --folder: not allowed with"),
         (["nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["params.yaml"], "params.yaml is not a whole safetensors file"),
-        (["."], ". is not a whole safetensors file"),
+        (["."], ". is a folder; give a file in it"),
         ([CHECKPOINT, "--json", "params.yaml/x"], "params.yaml/x could not be written"),
     ],
 )
