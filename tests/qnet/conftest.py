@@ -1,0 +1,41 @@
+"""The data and the parameters with which tests train a tiny network."""
+
+import pytest
+
+from qnet.data import Augment, Batches
+from qnet.training import TrainingData
+
+
+@pytest.fixture
+def data(tiny_info, tiny_split):
+    def batches(count, seed, size, augment=None):
+        return Batches(
+            tiny_split(count, seed), tiny_info, batch_size=size, device="cpu", augment=augment
+        )
+
+    return TrainingData(
+        batches(96, 0, 16, Augment(pad=1, flip=False)), batches(30, 1, 30), batches(30, 2, 30)
+    )
+
+
+@pytest.fixture
+def params(fp_params, weights_params):
+    def section(kind, **changes):
+        make = fp_params if kind == "fp" else weights_params
+        changes = {"epochs": 4, "warmup_epochs": 1, "lr": 0.05, **changes}
+        if kind != "fp":
+            changes = {"distillation": 0.0, **changes}
+        return make(**changes)
+
+    return section
+
+
+@pytest.fixture
+def two_phases(activations_params):
+    """Two epochs with frozen weights and two with soft ones, whose gradient is exact."""
+
+    def section(**changes):
+        changes = {"epochs": 4, "frozen_epochs": 2, "warmup_epochs": 1, "lr": 0.05, **changes}
+        return activations_params(distillation=0.0, **changes)
+
+    return section

@@ -1,0 +1,62 @@
+"""Batch norm while training, and measured when the weights are final."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qnet.batch_norm import measure_batch_norm
+from qnet.data import Batches
+from qnet.errors import UserError
+from qnet.training import TrainingData
+from tests.trainers import (
+    trainer,
+)
+
+
+def test_frozen_batch_norm(params, data):
+    run = trainer("weights", params("weights", freeze_bn_affine=True, freeze_bn_stats=True), data)
+    before = {k: v.clone() for k, v in run.model.state_dict().items()}
+    run.fit()
+    after = run.model.state_dict()
+    for name in ("1.weight", "1.bias", "1.running_mean", "1.running_var"):
+        assert torch.equal(before[name], after[name]), name
+    assert not torch.equal(before["0.weight"], after["0.weight"])
+
+
+def test_batch_norm_needs_more_than_one_image(params, tiny_info, tiny_split):
+    one = Batches(tiny_split(3, 0), tiny_info, batch_size=1, device="cpu")
+    settings = params("weights", epochs=1, warmup_epochs=0, batch_size=1)
+    with pytest.raises(UserError, match=r"x\.batch_size is 1; batch norm needs .* at least 2"):
+        trainer("weights", settings, TrainingData(one, one))
+    kept = settings.model_copy(update={"freeze_bn_stats": True})
+    assert len(trainer("weights", kept, TrainingData(one, one)).fit().rows) == 1
+
+
+def test_batch_norm_is_measured_when_the_weights_are_final(params, data):
+    states = []
+    for images in (0, 16, 1000):
+        run = trainer("weights", params("weights", bn_images=images), data)
+        run.fit()
+        assert not any(module.training for module in run.model.modules())
+        states.append(run.model.state_dict())
+    kept, once, many = states
+    for name, tensor in kept.items():
+        measured = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        assert torch.equal(tensor, many[name]) != measured, name
+    assert not torch.equal(once["1.running_mean"], many["1.running_mean"])
+    frozen = trainer("weights", params("weights", bn_images=1000, freeze_bn_stats=True), data)
+    frozen.fit()
+    assert frozen.model.state_dict()["1.num_batches_tracked"] == 0
+
+
+def test_measured_batch_norm_is_the_average_over_the_batches():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2, momentum=0.3), nn.BatchNorm1d(2)).train()
+    batches = [torch.randn(5, 2) * 3 + 1 for _ in range(4)]
+    measure_batch_norm(model, iter(batches))
+    first = model[1]
+    for name, moment in (("running_mean", Tensor.mean), ("running_var", Tensor.var)):
+        expected = torch.stack([moment(batch, dim=0) for batch in batches]).mean(dim=0)
+        torch.testing.assert_close(getattr(first, name), expected)
+    assert first.momentum == 0.3
+    assert not any(module.training for module in model.modules())

@@ -1,0 +1,60 @@
+"""A tiny network of each phase, and a trainer for it."""
+
+import torch
+from torch import nn
+
+from qnet.layers import insert_quantizers
+from qnet.levels import activation_levels, weight_levels
+from qnet.quantizer import Quantizer, quantizers
+from qnet.runtime import Runtime
+from qnet.training import Trainer
+from tests.tiny import network
+
+AB = ("alpha", "beta")
+ALPHA, BETA = 0.08, 12.0  # so that the smallest third of the weights becomes 0
+CPU = Runtime(torch.device("cpu"), mixed=False)
+META = Runtime(torch.device("meta"), mixed=False)  # shapes only: no number of it can be read
+WHOLE = Runtime(torch.device("cpu"), mixed=False, compile_network=True)
+
+
+def model_of(kind: str, bits: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    model = network(3, 1, 8)
+    if kind != "fp":
+        insert_quantizers(
+            model,
+            weights={n: Quantizer(weight_levels(2), alpha=ALPHA, beta=BETA) for n in ("3", "6")},
+        )
+    if kind == "activations":
+        insert_quantizers(
+            model,
+            activations={
+                n: Quantizer(activation_levels(bits), alpha=0.5, beta=2.0) for n in ("3", "6")
+            },
+        )
+    return model
+
+
+def trainer(kind, params, data, runtime=CPU, **options):
+    model = model_of(kind)
+    annealed = [q for _, q in quantizers(model)]
+    return Trainer(model, params, data, runtime, phase="x", seed=0, annealed=annealed, **options)
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def soft_weights(settings, data):
+    """A trainer with soft weights whose gradient follows T: all that freezing has to undo."""
+    run = trainer("activations", settings, data)
+    for quantizer in run.weight_quantizers:
+        quantizer.forward_mode, quantizer.backward_temperature = "soft", None
+    return run
+
+
+def weight_parameters(run):
+    """Copies of the quantized weights, their alpha and beta; the rest of the network."""
+    names = [f"{n}.{p}" for n in "36" for p in ("weight", *map("weight_quantizer.".__add__, AB))]
+    parameters = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    return {name: parameters.pop(name) for name in names}, parameters
