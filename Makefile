@@ -16,7 +16,7 @@ test: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy
-	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(INSTALLED)
 	python -m benchmarks.all

@@ -12,6 +12,14 @@ from qnet.params import ActivationsParams, FpParams, QuantizedTrainingParams, lo
 
 ROOT = Path(__file__).parent.parent
 
+LONG = ("test_readme.py", "test_pipeline.py", "test_distributed.py", "test_benchmarks.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, or one process is left with them in the end."""
+    items.sort(key=lambda item: (*LONG, item.path.name).index(item.path.name))
+
+
 # The same examples in each run; --hypothesis-profile=default looks for new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
