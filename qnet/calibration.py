@@ -36,7 +36,8 @@ def activation_histograms(
         if isinstance(module, nn.ReLU):
             handles.append(module.register_forward_hook(_output_to(histograms[site])))
         else:
-            handles.append(module.register_forward_pre_hook(_input_to(histograms[site])))
+            hook = _input_to(histograms[site])
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         model.eval()
         for batch in batches:
@@ -45,6 +46,11 @@ def activation_histograms(
         for handle in handles:
             handle.remove()
     unused = [site for site, histogram in histograms.items() if histogram.count == 0]
+    if unused and isinstance(model.get_submodule(unused[0]), nn.ReLU):
+        raise UserError(
+            f"activations.sites: 'relu' quantizes every nn.ReLU, and the network never calls "
+            f"{unused[0]}; remove it from the network, or set activations.sites=input"
+        )
     if unused:
         raise UserError(
             f"model.keep: the network never calls {unused[0]} ({len(unused)} of {len(sites)} such "
@@ -58,5 +64,5 @@ def _output_to(histogram: Histogram) -> Callable[[nn.Module, Any, Tensor], None]
     return lambda module, inputs, output: histogram.update(output)
 
 
-def _input_to(histogram: Histogram) -> Callable[[nn.Module, Any], None]:
-    return lambda module, inputs: histogram.update(inputs[0])
+def _input_to(histogram: Histogram) -> Callable[[nn.Module, Any, dict[str, Any]], None]:
+    return lambda module, args, kwargs: histogram.update(args[0] if args else kwargs["input"])

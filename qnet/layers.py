@@ -100,7 +100,7 @@ def quantizable_layers(
     Raises:
         UserError: an entry fits no layer, or no layer is left.
     """
-    layers = [name for name, module in model.named_modules() if type(module) in _LAYERS]
+    layers = [name for name, module in model.named_modules() if _has_weight(module)]
     if not layers:
         raise UserError(
             "model.name: the model has no nn.Conv2d or nn.Linear, so there is nothing to quantize; "
@@ -180,8 +180,11 @@ def insert_quantizers(
     modules = dict(model.named_modules(remove_duplicate=False))
     places: dict[tuple[nn.Module, str], Quantizer] = {}
     for kind, given in (("weights", weights), ("activations", activations)):
-        allowed = _LAYERS if kind == "weights" else _LAYERS + _RELUS
-        known = [name for name, module in modules.items() if type(module) in allowed]
+        known = [
+            name
+            for name, module in modules.items()
+            if _has_weight(module) or (type(module) in _RELUS and kind == "activations")
+        ]
         for name, quantizer in given.items():
             if name not in known:
                 raise UserError(
@@ -199,7 +202,16 @@ def insert_quantizers(
             module.__class__ = _QUANTIZED[type(module)]
             _add_slots(module)
         setattr(module, slot, quantizer.to(device).train(module.training))
+    for module in model.modules():
+        quantized = any(isinstance(part, tuple(_QUANTIZED.values())) for part in module.modules())
+        if isinstance(module, nn.TransformerEncoderLayer) and quantized:
+            module.register_forward_hook(_unchanged)
     return model
+
+
+def _unchanged(module: nn.Module, inputs: Any, output: Any) -> None:
+    """A hook that does nothing. A Transformer layer without hooks may, in eval mode, read the
+    weights of its linear layers and not call them: these would not be quantized."""
 
 
 def quantized_weights(model: nn.Module) -> Iterator[tuple[Tensor, Quantizer]]:
@@ -209,6 +221,12 @@ def quantized_weights(model: nn.Module) -> Iterator[tuple[Tensor, Quantizer]]:
             quantizer = module.weight_quantizer
             if isinstance(quantizer, Quantizer):
                 yield module.weight, quantizer
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Whether it is a layer whose weight is a parameter: not one computed from others, as with
+    `torch.nn.utils.weight_norm` or `prune`."""
+    return type(module) in _LAYERS and module._parameters.get("weight") is not None
 
 
 def _slots(module: nn.Module) -> tuple[str, ...]:

@@ -155,9 +155,10 @@ class Quantizer(nn.Module):
 
 
 @contextmanager
-def soft_forward(model: nn.Module) -> Iterator[None]:
-    """Within the context every Quantizer of the model computes the soft function."""
-    before = [(module, module.force_soft) for _, module in quantizers(model)]
+def soft_forward(*modules: nn.Module) -> Iterator[None]:
+    """Within the context every Quantizer among or in the modules computes the soft function."""
+    found = [quantizer for module in modules for _, quantizer in quantizers(module)]
+    before = [(quantizer, quantizer.force_soft) for quantizer in found]
     try:
         for module, _ in before:
             module.force_soft = True

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.layers import QuantizedConv2d, QuantizedLinear
 from qnet.quantizer import Quantizer
@@ -54,10 +55,10 @@ def skip_relus(model: nn.Module) -> list[str]:
 
 
 class _Tracer(fx.Tracer):
-    """Sees layers from outside, quantized ones too."""
+    """Sees layers from outside, quantized ones and batch norm over several processes too."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        layer = isinstance(m, (nn.Conv2d, nn.Linear, nn.ReLU))
+        layer = isinstance(m, (nn.Conv2d, nn.Linear, nn.ReLU, _BatchNorm))
         return layer or super().is_leaf_module(m, module_qualified_name)
 
 

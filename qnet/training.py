@@ -98,7 +98,7 @@ class Trainer:
         self.progress = progress
         self.teacher: Callable[[Tensor], Tensor] | None = None
         self.annealed = annealed
-        self.batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        self.batch_norms = _batch_norms(model)
         if isinstance(params, QuantizedTrainingParams) and params.freeze_bn_affine:
             for norm in self.batch_norms:
                 norm.requires_grad_(False)
@@ -114,11 +114,7 @@ class Trainer:
         ]
         if _distillation(params) > 0 and teacher is None:
             raise ValueError(f"{phase}.distillation is above 0 and no teacher was given")
-        if data.train.batch_size == 1 and self._norms_learn():
-            raise UserError(
-                f"{phase}.batch_size is 1; batch norm needs the statistics of more than one image: "
-                "use at least 2"
-            )
+        check_batch_norm(model, params, phase)
         if params.select_on == "test" and data.test is None:
             raise ValueError(f"{phase}.select_on is test and no test images were given")
         if world() > 1:
@@ -240,23 +236,32 @@ class Trainer:
         if temperature is not None:
             row["temperature"] = temperature
         row |= {f"train_{name}": value for name, value in scores.read().items()}
-        if not math.isfinite(row["train_loss"]):
+        self._require_finite("the loss", row["train_loss"], epoch)
+        # A hard quantizer makes a level of whatever it is given: the loss alone does not tell.
+        largest = torch.stack([p.detach().abs().amax() for p in self.model.parameters()]).amax()
+        self._require_finite("the largest weight", largest.item(), epoch)
+        row |= self._score()
+        self._require_finite("the loss on validation", row["validation_loss"], epoch)
+        return row
+
+    def _require_finite(self, what: str, value: float, epoch: int) -> None:
+        if not math.isfinite(value):
             raise UserError(
-                f"{self.phase}.lr is {params.lr}: the loss is {row['train_loss']} in epoch "
-                f"{epoch + 1}; use a smaller one, or a longer warm-up"
+                f"{self.phase}.lr is {self.params.lr}: {what} is {value} in epoch {epoch + 1}; use "
+                "a smaller one, or a longer warm-up"
             )
-        return row | self._score()
 
     def _step(self, images: Tensor, labels: Tensor, scores: Scores) -> None:
-        with quantized_together(self.together), self.runtime.autocast():
-            logits = self.network(images).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.params.label_smoothing)
-        if self.teacher is not None:
-            loss = self._distil(loss, logits, images)
-        scores.add(logits, labels, loss)
-        self.optimizer.zero_grad(set_to_none=True)
-        share = len(labels) / self.data.train.batch_size
-        backward(loss, share, self.model.parameters())
+        with quantized_together(self.together):  # backward too: it may compute activations again
+            with self.runtime.autocast():
+                logits = self.network(images).float()
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.params.label_smoothing)
+            if self.teacher is not None:
+                loss = self._distil(loss, logits, images)
+            scores.add(logits, labels, loss)
+            self.optimizer.zero_grad(set_to_none=True)
+            share = len(labels) / self.data.train.batch_size
+            backward(loss, share, self.model.parameters())
         if self.params.clip_norm > 0:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.params.clip_norm)
         self.optimizer.step()
@@ -279,12 +284,6 @@ class Trainer:
         )
         return (1 - share) * loss + share * softness**2 * divergence
 
-    def _norms_learn(self) -> bool:
-        """Whether batch norm uses the statistics of the batches while training."""
-        params = self.params
-        frozen = isinstance(params, QuantizedTrainingParams) and params.freeze_bn_stats
-        return bool(self.batch_norms) and not frozen
-
     def _train_mode(self, epoch: int) -> None:
         """Have each part do in `epoch` what it has to, whatever it did before."""
         self.model.train()
@@ -294,14 +293,16 @@ class Trainer:
                 quantizer.train(learn)  # in eval mode its forward is hard
             for parameter in self.frozen_at_first:
                 parameter.requires_grad_(learn)  # no gradient: the optimizer passes it over
-        if not self._norms_learn():
+        if not _norms_learn(self.batch_norms, self.params):
             for norm in self.batch_norms:
                 norm.eval()
 
     def _measure_batch_norm(self) -> None:
         """In float32, as the network is scored and deployed."""
         params = self.params
-        if not isinstance(params, QuantizedTrainingParams) or not self._norms_learn():
+        if not isinstance(params, QuantizedTrainingParams):
+            return
+        if not _norms_learn(self.batch_norms, params):
             return
         count = math.ceil(params.bn_images / self.data.train.batch_size) if params.epochs else 0
         if count > 0:
@@ -320,10 +321,29 @@ class Trainer:
             scores = evaluate(self.model, batches, self.runtime)
             row |= {f"{name}_{key}": value for key, value in scores.items()}
         if self.annealed:
-            with soft_forward(self.model):
+            with soft_forward(*self.annealed):
                 soft = evaluate(self.model, self.data.validation, self.runtime)
             row["validation_soft_top1"] = soft["top1"]
         return row
+
+
+def check_batch_norm(model: nn.Module, params: TrainingParams, phase: str) -> None:
+    """Raise a `UserError` if batch norm would have one image to a batch."""
+    if params.batch_size == 1 and _norms_learn(_batch_norms(model), params):
+        raise UserError(
+            f"{phase}.batch_size is 1; batch norm needs the statistics of more than one image: "
+            "use at least 2"
+        )
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def _norms_learn(norms: Sequence[_BatchNorm], params: TrainingParams) -> bool:
+    """Whether batch norm uses the statistics of the batches while training."""
+    frozen = isinstance(params, QuantizedTrainingParams) and params.freeze_bn_stats
+    return bool(norms) and not frozen
 
 
 def _distillation(params: TrainingParams) -> float:

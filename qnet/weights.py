@@ -2,7 +2,7 @@
 
 A network has many small weights. Quantizing one takes some forty operations, and starting these
 takes longer than computing them; stacked, the weights of one shape share them. The numbers are the
-same.
+same, but that a layer that is not called has a gradient of zeros and not none.
 """
 
 from __future__ import annotations

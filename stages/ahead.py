@@ -6,6 +6,7 @@ from torch import nn
 
 from qnet.layers import activation_sites, quantizable_layers
 from qnet.params import Params
+from qnet.training import check_batch_norm
 from stages.data import check_batch_size
 
 
@@ -14,12 +15,15 @@ def check_ahead(params: Params, model: nn.Module) -> None:
 
     Raises:
         UserError: `model.keep` or `model.quantize` fits no layer or leaves none, there is nothing
-            at `activations.sites`, or a batch is larger than the training set.
+            at `activations.sites`, or a batch is larger than the training set, or one image for
+            batch norm.
     """
     keep, quantize = params.model.keep, params.model.quantize
     if params.weights.levels != "full":
         quantizable_layers(model, keep, quantize)
         check_batch_size(params, "weights")
+        check_batch_norm(model, params.weights, "weights")
     activation_sites(model, params.activations.sites, keep, quantize)
     if params.activations.bits != "full":
         check_batch_size(params, "activations")
+        check_batch_norm(model, params.activations, "activations")

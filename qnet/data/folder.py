@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qnet.data.pixels import fill, for_each, to_pixels
 from qnet.data.prepared import Split
-from qnet.data.raw import Progress, Raw
+from qnet.data.raw import Progress, Raw, class_names
 from qnet.errors import UserError
 
 _LAYOUT = "train/<class>/ and test/<class>/ with images in them"
@@ -95,7 +95,7 @@ def load_class_folders(
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder: give one that holds <class>/ with images")
-    found = _class_names(folder)
+    found = class_names(folder)
     lacking = [name for name in classes if name not in found]
     others = [name for name in found if name not in classes]
     if lacking or others:
@@ -142,7 +142,7 @@ def _halves(root: Path) -> tuple[Path, Path, list[str]]:
 
 def _tree(folder: Path) -> tuple[_Files, list[str]]:
     """The image files below a folder of class folders, and the names of the classes."""
-    classes = _class_names(folder)
+    classes = class_names(folder)
     if not classes:
         raise UserError(f"{folder}: has no class folders: data.root must hold {_LAYOUT}")
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -167,12 +167,6 @@ def _tree(folder: Path) -> tuple[_Files, list[str]]:
         files.labels.extend([label] * len(images))
         files.passed.extend(path for path in visible if path.suffix.lower() not in known)
     return files, classes
-
-
-def _class_names(folder: Path) -> list[str]:
-    return sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
 
 
 def _survey(paths: Sequence[Path]) -> list[_Head]:

@@ -22,13 +22,13 @@ import torch
 
 from qnet.data.manifest import Listing
 from qnet.data.prepared import DatasetInfo
-from qnet.data.raw import Progress
+from qnet.data.raw import Progress, class_names
 from qnet.data.splits import hold_out
 from qnet.errors import UserError
 
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the training pictures: the figures that every published ImageNet network was trained with."""
+"""Of the training pictures: what nearly every published ImageNet network was trained with."""
 
 _SUFFIXES = (b".jpeg", b".jpg", b".png")
 _LAYOUT = (
@@ -131,7 +131,7 @@ def _find(
         if not folder.is_dir():
             where = "is not a folder" if folder == root else f"has no folder {folder.name}"
             raise UserError(f"data.root: {root} {where}: it must hold {_LAYOUT}")
-    classes, test_classes = _class_names(root / "train"), _class_names(root / "val")
+    classes, test_classes = class_names(root / "train"), class_names(root / "val")
     if len(classes) < 2:
         raise UserError(
             f"{root / 'train'}: has {len(classes)} class folders, and at least two are needed: "
@@ -251,7 +251,7 @@ def _read_list(file: Path, files: _Files, classes: int) -> tuple[np.ndarray, np.
 def _entry(where: str, line: bytes, classes: int) -> tuple[bytes, int]:
     """Name and label in a line of a list."""
     name, *rest = line.strip().rsplit(None, 1)
-    if not rest or not rest[0].lstrip(b"-").isdigit():
+    if not rest or not rest[0].removeprefix(b"-").isdigit():
         shown = line[:60].decode(errors="replace").strip()
         raise UserError(f"{where} is {shown!r}: it must be `name label`, such as n01440764/a.JPEG 0")
     label = int(rest[0][:12])
@@ -261,11 +261,6 @@ def _entry(where: str, line: bytes, classes: int) -> tuple[bytes, int]:
             f"{classes} class folders"
         )
     return name, label
-
-
-def _class_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
 
 
 def _require_same(train: Sequence[str], test: Sequence[str], root: Path) -> None:

@@ -84,6 +84,8 @@ def _torchvision_model(name: str, classes: int, channels: int) -> nn.Module:
         )
     extras = _TORCHVISION_EXTRAS.get(short, {})
     model = torchvision.models.get_model(short, weights=None, num_classes=classes, **extras)
+    if extras and channels == 3:
+        model.transform_input = True  # what their weights were trained on: (x - 0.5) / 0.5
     if channels != 3:
         _replace_first_convolution(model, channels)
     return model
@@ -108,10 +110,11 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
     try:
         function = getattr(importlib.import_module(module), attribute)
         signature = inspect.signature(function)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # importing runs the module, which may raise anything
         raise UserError(
-            f"model.name: {name!r} cannot be imported ({_one_line(error)}); "
-            "write package.module:function, of a module that Python finds from here"
+            f"model.name: {name!r} cannot be imported ({type(error).__name__}: "
+            f"{_one_line(error)}); write package.module:function, of a module that Python finds "
+            "from here"
         ) from error
     try:
         signature.bind(classes=classes, channels=channels, size=size)

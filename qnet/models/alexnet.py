@@ -9,7 +9,7 @@ dropout, and a classifier that sees 2×2 instead of 6×6 positions.
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 class AlexNet(nn.Module):
@@ -52,9 +52,15 @@ class AlexNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, classes] of images x [N, channels, H, W]."""
-        x = self.features(x)
-        # At its own image size nothing is left to pool, and the gradient of this pooling is one of
-        # the few operations that are not deterministic on CUDA.
-        if x.shape[-2:] != (self.positions, self.positions):
-            x = F.adaptive_avg_pool2d(x, self.positions)
+        x = _pooled(self.features(x), self.positions)
         return self.classifier(x.flatten(1))
+
+
+@fx.wrap  # the network can be traced: this is one operation of its graph
+def _pooled(x: Tensor, positions: int) -> Tensor:
+    """[N, C, H, W] -> [N, C, positions, positions]."""
+    # At its own image size nothing is left to pool, and the gradient of this pooling is one of the
+    # few operations that are not deterministic on CUDA.
+    if x.shape[-2:] == (positions, positions):
+        return x
+    return F.adaptive_avg_pool2d(x, positions)

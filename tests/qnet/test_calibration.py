@@ -32,3 +32,23 @@ def test_a_layer_that_is_never_called_is_named() -> None:
 def test_what_is_called_is_seen() -> None:
     found = activation_histograms(Borrower(), ["called"], [torch.ones(3, 2), torch.ones(1, 2)])
     assert found["called"].count == 8
+
+
+def test_a_layer_that_is_called_by_keyword_is_seen() -> None:
+    class Caller(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(input=x)
+
+    found = activation_histograms(Caller(), ["layer"], [torch.ones(3, 2)])
+    assert found["layer"].count == 6
+
+
+def test_a_relu_that_is_never_called_has_a_remedy_of_its_own() -> None:
+    model = Borrower()
+    model.relu = nn.ReLU()
+    with pytest.raises(UserError, match=r"never calls relu; .* activations\.sites=input"):
+        activation_histograms(model, ["relu"], [torch.ones(3, 2)])

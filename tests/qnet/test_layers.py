@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from qnet.errors import UserError
 from qnet.layers import (
@@ -233,6 +234,24 @@ def test_subclasses_are_left_alone() -> None:
     # Attention reads the weight of its projection itself: a quantizer there would do nothing.
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     assert quantizable_layers(model, keep=()) == ["1"]
+
+
+def test_a_weight_that_is_computed_from_others_is_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    prune.random_unstructured(model[0], "weight", amount=1)
+    assert quantizable_layers(model, keep=()) == ["1"]
+    with pytest.raises(UserError, match="weights: '0' is not"):
+        insert_quantizers(model, weights={"0": weight_quantizer()})
+
+
+def test_a_transformer_in_eval_mode_calls_its_quantized_layers() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
+    x = torch.randn(2, 3, 8)
+    insert_quantizers(model, weights={"linear1": weight_quantizer()})
+    with torch.no_grad():
+        deployed = model(x)
+    torch.testing.assert_close(deployed, model(x).detach())
 
 
 def test_activation_sites() -> None:

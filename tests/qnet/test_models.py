@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,6 +177,14 @@ def test_only_the_first_convolution_changes_with_the_channels() -> None:
     assert changed == ["features.0.0.weight"]
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_images_are_scaled_as_pretrained_weights_expect(name: str) -> None:
+    with torch.device("meta"):
+        colour = build_model(f"torchvision/{name}", classes=6, size=96)
+        gray = build_model(f"torchvision/{name}", classes=6, channels=1, size=96)
+    assert (colour.transform_input, gray.transform_input) == (True, False)
+
+
 def test_unknown_torchvision_name() -> None:
     with pytest.raises(UserError, match=r"model\.name: 'torchvision/resnet19'.*resnet18"):
         build_model("torchvision/resnet19", classes=10)
@@ -213,6 +222,18 @@ def test_own_model_that_cannot_be_traced_without_data(own_module: types.ModuleTy
         channels * size**2, classes
     )
     assert build_model("own_models:careful", classes=3, size=4)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"), [("def net(:", "SyntaxError: .*, line 1"), ("nothing", "NameError: name")]
+)
+def test_own_model_in_a_file_that_cannot_run(
+    source: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mistaken.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=rf"'mistaken:net' cannot be imported \({reason}"):
+        build_model("mistaken:net", classes=3)
 
 
 def test_own_models_that_do_not_fit(own_module: types.ModuleType) -> None:

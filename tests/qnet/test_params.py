@@ -170,7 +170,7 @@ def test_a_stage_that_only_evaluates_needs_no_schedule(load: Load) -> None:
 
 
 def test_all_epochs_may_be_frozen(load: Load) -> None:
-    assert load(changed(activations__frozen_epochs=30)).activations.epochs == 30
+    assert load(changed(activations__frozen_epochs=15)).activations.epochs == 15
 
 
 # What is refused, and how
@@ -216,15 +216,15 @@ def test_all_epochs_may_be_frozen(load: Load) -> None:
         ({"fp": [1]}, "fp is [1]; it must be a section with epochs, batch_size,"),
         ({"fp": None}, "fp is missing; add it: a section with epochs, batch_size,"),
         ({"fp__momentum": 0}, "fp.nesterov is true and momentum is 0; "),
-        ({"fp__warmup_epochs": 40}, "fp.warmup_epochs is 40; it must be below epochs (40)"),
+        ({"fp__warmup_epochs": 25}, "fp.warmup_epochs is 25; it must be below epochs (25)"),
         ({"fp__schedule": "step"}, "fp.decay_epochs is []; schedule step needs at least one"),
         (
             {"fp__schedule": "step", "fp__decay_epochs": [9, 50]},
-            "fp.decay_epochs ends with 50; it must be below epochs (40)",
+            "fp.decay_epochs ends with 50; it must be below epochs (25)",
         ),
         (
-            {"activations__frozen_epochs": 31},
-            "activations.frozen_epochs is 31; it must be at most epochs (30)",
+            {"activations__frozen_epochs": 16},
+            "activations.frozen_epochs is 16; it must be at most epochs (15)",
         ),
         (
             {"activations__frozen_epochs": 1, "activations__weights": "frozen"},

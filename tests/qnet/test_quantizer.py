@@ -144,6 +144,9 @@ def test_soft_forward(training: bool) -> None:
     assert hard.tolist() == model.first(x).tolist() == [0, 1]
     expected = soft_steps(x, model.first.thresholds, (1, 1), 1.0) - 1
     assert torch.equal(soft, expected)
+    with soft_forward(model.inner[1]):
+        assert torch.equal(model.first(x), hard)
+        assert model.inner[1](x).frac().all()
     with pytest.raises(KeyError), soft_forward(model):
         raise KeyError
     assert torch.equal(model.first(x), hard)

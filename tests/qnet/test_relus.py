@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qnet.batch_norm import synchronise_batch_norm
 from qnet.layers import activation_sites, insert_quantizers
 from qnet.levels import activation_levels
 from qnet.models import build_model
@@ -53,6 +54,19 @@ def test_outputs_and_statistics_do_not_change(name: str) -> None:
         assert torch.equal(skipped.train(mode)(x), model.train(mode)(x))
     for name, value in model.state_dict().items():
         assert torch.equal(skipped.state_dict()[name], value), name
+
+
+def test_batch_norm_over_several_processes_changes_nothing() -> None:
+    model = build_model("resnet20", classes=10)
+    quantized(model, *activation_sites(model, "input"))
+    synchronise_batch_norm(model)
+    assert len(skip_relus(model)) == 9
+
+
+def test_alexnet_can_be_traced() -> None:
+    model = build_model("alexnet_small", classes=10, size=32)
+    quantized(model, *activation_sites(model, "input"))
+    assert skip_relus(model) == ["features.7", "features.9"]
 
 
 def test_values_just_below_zero_get_the_gradient_of_the_window() -> None:

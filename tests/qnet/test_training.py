@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 
 from qnet.data import Augment, Batches
 from qnet.errors import UserError
@@ -98,6 +99,30 @@ def test_a_loss_that_is_not_finite_names_the_learning_rate(params, data):
     run = trainer("fp", params("fp", lr=1e30, clip_norm=0.0), data)
     with pytest.raises(UserError, match=r"x\.lr is 1e\+30: the loss is .* in epoch"):
         run.fit()
+
+
+def test_a_weight_that_is_not_finite_is_found_behind_hard_quantizers(params, data):
+    run = trainer("activations", params("activations", clip_norm=0.0), data)
+    with torch.no_grad():
+        run.model.get_parameter("0.weight").fill_(torch.nan)
+    with pytest.raises(UserError, match=r"x\.lr is .*: the largest weight is nan in epoch 1"):
+        run.fit()
+
+
+class Recomputed(torch.nn.Sequential):
+    """Computes its activations again in the backward pass."""
+
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def test_activations_may_be_computed_again_in_the_backward_pass(params, data):
+    settings = params("weights", epochs=2)
+    plain, recomputed = (trainer("weights", settings, data) for _ in range(2))
+    recomputed.model.__class__ = Recomputed
+    assert alike(recomputed.model)
+    losses = [[row["train_loss"] for row in run.fit().rows] for run in (plain, recomputed)]
+    assert losses[0] == losses[1]
 
 
 def test_nesterov_without_momentum_is_plain(params, data):

@@ -296,6 +296,7 @@ def test_zero_epochs_only_evaluate(workspace):
         ),
         ({"weights__batch_size": 5000}, "weights.batch_size is 5000; it must be at most"),
         ({"activations__batch_size": 5000}, "activations.batch_size is 5000; it must be at most"),
+        ({"weights__batch_size": 1}, "weights.batch_size is 1; batch norm needs the statistics"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(changes, message, workspace):

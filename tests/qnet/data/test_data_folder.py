@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -178,6 +179,12 @@ def test_folders_that_are_empty(tree: Path) -> None:
     shutil.rmtree(tree / "test/cat")
     shutil.rmtree(tree / "test/dog")
     with pytest.raises(UserError, match="test: has no class folders"):
+        load(tree)
+
+
+def test_a_class_whose_name_is_not_utf_8_is_refused(tree: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tree / "train") + b"/caf\xe9")).mkdir()
+    with pytest.raises(UserError, match=r"train: the name of the class folder 'caf.* rename it"):
         load(tree)
 
 
