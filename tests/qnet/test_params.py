@@ -216,11 +216,11 @@ def test_all_epochs_may_be_frozen(load: Load) -> None:
         ({"fp": [1]}, "fp is [1]; it must be a section with epochs, batch_size,"),
         ({"fp": None}, "fp is missing; add it: a section with epochs, batch_size,"),
         ({"fp__momentum": 0}, "fp.nesterov is true and momentum is 0; "),
-        ({"fp__warmup_epochs": 25}, "fp.warmup_epochs is 25; it must be below epochs (25)"),
+        ({"fp__warmup_epochs": 40}, "fp.warmup_epochs is 40; it must be below epochs (40)"),
         ({"fp__schedule": "step"}, "fp.decay_epochs is []; schedule step needs at least one"),
         (
             {"fp__schedule": "step", "fp__decay_epochs": [9, 50]},
-            "fp.decay_epochs ends with 50; it must be below epochs (25)",
+            "fp.decay_epochs ends with 50; it must be below epochs (40)",
         ),
         (
             {"activations__frozen_epochs": 16},
