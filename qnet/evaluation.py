@@ -15,19 +15,21 @@ from qnet.runtime import Runtime
 class Scores:
     """Running sums of loss, top-1 and top-5, kept on the device until they are read."""
 
-    def __init__(self) -> None:
-        self.sums: Tensor | None = None
-        self.count = 0
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        exact = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        self.sums = torch.zeros(4, dtype=exact, device=device)  # of images too
+
+    def clear(self) -> None:
+        """Begin again."""
+        self.sums.zero_()
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Count one batch: `logits` [B, classes], `labels` [B], mean `loss` of the batch []."""
-        exact = torch.float32 if logits.device.type == "mps" else torch.float64  # all it has
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        top1, top5 = best[:, 0].sum(), best.sum()
-        batch = torch.stack([loss.detach().to(exact) * len(labels), top1.to(exact), top5.to(exact)])
-        self.sums = batch if self.sums is None else self.sums + batch
-        self.count += len(labels)
+        count = torch.full_like(self.sums[0], len(labels))
+        batch = loss.detach() * count, best[:, 0].sum(), best.sum(), count
+        self.sums += torch.stack([number.to(self.sums) for number in batch])
 
     def read(self, name: str = "training") -> dict[str, float]:
         """Mean `loss` in nats, `top1` and `top5` in percent, over the images of all processes.
@@ -38,8 +40,7 @@ class Scores:
         Raises:
             UserError: there were none, for no picture of the split could be read.
         """
-        sums = [0.0, 0.0, 0.0] if self.sums is None else self.sums.tolist()
-        loss, top1, top5, count = total([*sums, self.count])
+        loss, top1, top5, count = total(self.sums.tolist())
         if count == 0:
             raise UserError(
                 f"data.bad_images: no {name} picture could be read, and there are no more than it "
@@ -57,7 +58,7 @@ def evaluate(model: nn.Module, batches: BatchSource, runtime: Runtime) -> dict[s
         UserError: none of their images could be read.
     """
     model.eval()
-    scores = Scores()
+    scores = Scores(runtime.device)
     for images, labels in batches.ordered():
         with runtime.autocast():
             logits = model(images).float()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from qnet.compiling import warn_uncompiled
-from qnet.kernels import SPREAD, Plan, level, pair, slope
-from qnet.staircase import Stairs, Temperature
+from qnet.kernels import SPREAD, Numbers, Plan, level, pair, slope
+from qnet.staircase import Stairs, Temperature, Window
 
 _WORTH_IT = 2**18  # values; below, starting a kernel costs as much as it saves
 _UNROLLED = 7  # hard thresholds compared one by one; of more, the nearest is computed
@@ -44,7 +44,8 @@ def fused_forward(
         return None
     plan, numbers = planned
     kernel = _forward_kernel(tuple(stairs.steps), offset, temperature is not None, plan)
-    found = _call(kernel, _flat(x), _scalar(alpha), _scalar(beta), numbers)
+    tensors = _flat(x), _scalar(alpha), _scalar(beta), _tensor(numbers, stairs, x.device)
+    found = _call(kernel, *tensors)
     return None if found is None else found[0].as_strided(x.shape, x.stride())
 
 
@@ -56,21 +57,22 @@ def fused_backward(
     stairs: Stairs,
     offset: float,
     temperature: Temperature | None,
-    window: Temperature,
+    window: Window,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The gradients of x, alpha and beta, with the window at a temperature of its own; None if it
-    cannot compile."""
-    planned, window_planned = _planned(stairs, temperature), _planned(stairs, window)
+    """The gradients of x, alpha and beta, with a window of its own; None if it cannot compile."""
+    planned, window_planned = _planned(stairs, temperature), _planned_window(stairs, window)
     if planned is None or window_planned is None:
         return None
     (plan, numbers), (window_plan, window_numbers) = planned, window_planned
-    if isinstance(window, float) and isinstance(temperature, float) and temperature == window:
-        window_numbers = numbers  # one set of exponentials then serves both
+    constants = of_window = _tensor(numbers, stairs, x.device)
+    same = isinstance(temperature, float) and isinstance(window, float) and temperature == window
+    if not same:  # else one set of exponentials serves both
+        of_window = _tensor(window_numbers, stairs, x.device)
     if grad_y.stride() != x.stride():
         grad_y = torch.empty_like(x, dtype=grad_y.dtype).copy_(grad_y)
     soft = temperature is not None
     kernel = _backward_kernel(tuple(stairs.steps), offset, soft, plan, window_plan)
-    tensors = (_flat(x), _flat(grad_y), _scalar(alpha), _scalar(beta), numbers, window_numbers)
+    tensors = (_flat(x), _flat(grad_y), _scalar(alpha), _scalar(beta), constants, of_window)
     found = _call(kernel, *tensors)
     if found is None:
         return None
@@ -82,6 +84,56 @@ def fused_backward(
     )
 
 
+def traced_forward(
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    stairs: Stairs,
+    offset: float,
+    temperature: Temperature | None,
+) -> Tensor | None:
+    """`fused_forward` as a part of a network that is being compiled; any alpha and beta."""
+    planned = _planned(stairs, temperature)
+    if planned is None:
+        return None
+    plan, numbers = planned
+    climbed = level(x.float() * beta, tuple(stairs.steps), temperature is not None, plan, numbers)
+    return ((climbed - offset) * alpha).to(x.dtype)
+
+
+def traced_backward(
+    x: Tensor,
+    grad_y: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    stairs: Stairs,
+    offset: float,
+    temperature: Temperature | None,
+    window: Window,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`fused_backward` as a part of a network that is being compiled; any alpha and beta."""
+    planned, window_planned = _planned(stairs, temperature), _planned_window(stairs, window)
+    if planned is None or window_planned is None:
+        return None
+    (plan, numbers), (window_plan, window_numbers) = planned, window_planned
+    in_order = alpha.numel() == beta.numel() == 1 and x.dim() == 4
+    if in_order:  # a sum in another order than that of memory takes many times as long on a GPU
+        x, grad_y = x.permute(0, 2, 3, 1), grad_y.permute(0, 2, 3, 1)
+    grad_x, of_alpha, of_beta = _gradients(
+        x.float(), grad_y.float(), _scalar(alpha) if in_order else alpha,
+        _scalar(beta) if in_order else beta, tuple(stairs.steps), offset,
+        temperature is not None, plan, numbers, window_plan, window_numbers,
+    )  # fmt: skip
+    grad_x = grad_x.to(x.dtype)
+    if in_order:
+        grad_x, of_alpha, of_beta = grad_x.permute(0, 3, 1, 2), of_alpha.sum(), of_beta.sum()
+    return (
+        grad_x,
+        of_alpha.reshape(alpha.shape) if in_order else of_alpha.sum_to_size(alpha.shape),
+        of_beta.reshape(beta.shape) if in_order else of_beta.sum_to_size(beta.shape),
+    )
+
+
 class _Switch:
     on = False
 
@@ -89,6 +141,11 @@ class _Switch:
 def use_compiled(on: bool) -> None:
     """Whether large tensors take the compiled path, in this process; off unless turned on."""
     _Switch.on = on
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether this is part of a network that is being compiled, and these values are served."""
+    return torch.compiler.is_compiling() and x.dtype != torch.float64
 
 
 def applies(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
@@ -103,49 +160,68 @@ def applies(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
     )
 
 
-def _planned(stairs: Stairs, temperature: Temperature | None) -> tuple[Plan, Tensor] | None:
+def _planned(
+    stairs: Stairs, temperature: Temperature | None
+) -> tuple[Plan, list[Tensor | float]] | None:
     """The way to compute it, and the numbers this needs: T, thresholds or what replaces them.
 
     None where a kernel would be too long.
     """
-    if isinstance(temperature, Tensor) or isinstance(stairs.thresholds[0], Tensor):
-        return _planned_on_device(stairs, temperature)
+    t = 1.0 if temperature is None else temperature
+    plan, numbers = Plan("each"), list(stairs.thresholds)
+    if not isinstance(temperature, Tensor) and not isinstance(stairs.thresholds[0], Tensor):
+        plan, numbers = _best(stairs, temperature)
+    return None if len(numbers) > _LONGEST else (plan, [t, *numbers])
+
+
+def _planned_window(stairs: Stairs, window: Window) -> tuple[Plan, list[Tensor | float]] | None:
+    return (Plan("line"), [1.0]) if isinstance(window, str) else _planned(stairs, window)
+
+
+def _best(stairs: Stairs, temperature: float | None) -> tuple[Plan, list[Tensor | float]]:
+    """What computes least, where all numbers are known."""
     thresholds = [float(b) for b in stairs.thresholds]
-    numbers, plan = thresholds, Plan("each")
+    first, spacing = thresholds[0], stairs.spacing
     if temperature is None:
-        if stairs.spacing == 1.0 and thresholds[0] == 0.5:
-            plan, numbers = Plan("counted"), []
-        elif stairs.spacing is not None and len(thresholds) > _UNROLLED:
-            plan, numbers = Plan("near"), [thresholds[0], stairs.spacing, 1 / stairs.spacing]
-    elif (radius := _radius(stairs, temperature)) is not None and stairs.spacing is not None:
-        pairs = [pair(temperature * stairs.spacing * (i + 1)) for i in range(radius)]
-        plan = Plan("near", radius)
-        numbers = [thresholds[0], stairs.spacing, 1 / stairs.spacing, *pairs]
-    elif temperature * (thresholds[-1] - thresholds[0]) / 2 < SPREAD:
-        centre = (thresholds[0] + thresholds[-1]) / 2
-        offsets = [temperature * (b - centre) for b in thresholds]
-        if _is_even(offsets, stairs.steps):
-            plan = Plan("even")
-            numbers = [centre, *(pair(offset) for offset in offsets[(len(offsets) + 1) // 2 :])]
-        else:
-            plan, numbers = Plan("shared"), [centre, *(math.exp(z) for z in offsets)]
-    if len(numbers) > _LONGEST:
-        return None
-    return plan, torch.tensor([temperature or 1.0, *numbers])
+        if spacing == 1.0 and first == 0.5:
+            return Plan("counted"), []
+        if spacing is not None and len(thresholds) > _UNROLLED:
+            return Plan("near"), [first, spacing, 1 / spacing]
+        return Plan("each"), [*thresholds]
+    radius = _radius(stairs, temperature)
+    if radius is not None and spacing is not None:
+        pairs = [pair(temperature * spacing * (i + 1)) for i in range(radius)]
+        return Plan("near", radius), [first, spacing, 1 / spacing, *pairs]
+    if temperature * (thresholds[-1] - first) / 2 >= SPREAD:
+        return Plan("each"), [*thresholds]
+    centre = (first + thresholds[-1]) / 2
+    offsets = [temperature * (b - centre) for b in thresholds]
+    if _is_even(offsets, stairs.steps):
+        upper = offsets[(len(offsets) + 1) // 2 :]
+        return Plan("even"), [centre, *[pair(offset) for offset in upper]]
+    return Plan("shared"), [centre, *[math.exp(z) for z in offsets]]
 
 
-def _planned_on_device(
-    stairs: Stairs, temperature: Temperature | None
-) -> tuple[Plan, Tensor] | None:
-    """The same where reading a number would wait for the device."""
-    if len(stairs.thresholds) > _LONGEST:
-        return None
-    thresholds = torch.stack([torch.as_tensor(b) for b in stairs.thresholds])
-    if isinstance(temperature, Tensor):
-        t = temperature.to(thresholds).reshape(1)
-    else:  # filled there: a number that is copied there waits for the device
-        t = thresholds.new_full((1,), 1.0 if temperature is None else temperature)
-    return Plan("each"), torch.cat([t, thresholds])
+def _tensor(numbers: Sequence[Tensor | float], stairs: Stairs, device: torch.device) -> Tensor:
+    """The numbers in a tensor [n] on the device, without waiting for it."""
+    known = tuple(number for number in numbers if not isinstance(number, Tensor))
+    if len(known) < len(numbers):
+        t, *others = numbers
+        if len(known) == len(others):  # only T changes
+            return torch.cat([_filled(t, device), _tensor(others, stairs, device)])
+        return torch.cat([_filled(number, device) for number in numbers])
+    if device.type == "cpu":
+        return torch.tensor(known)
+    if (device, known) not in stairs.kept:
+        stairs.kept[device, known] = torch.cat([_filled(number, device) for number in known])
+    return stairs.kept[device, known]
+
+
+def _filled(number: Tensor | float, device: torch.device) -> Tensor:
+    """A number that is copied to a device waits for it; one that is filled in there does not."""
+    if isinstance(number, Tensor):
+        return number.to(device, torch.float32).reshape(1)
+    return torch.full((1,), number, dtype=torch.float32, device=device)
 
 
 def _radius(stairs: Stairs, temperature: float) -> int | None:
@@ -179,14 +255,33 @@ def _backward_kernel(
     def backward(
         x: Tensor, grad_y: Tensor, alpha: Tensor, beta: Tensor, numbers: Tensor, window: Tensor
     ) -> tuple[Tensor, ...]:
-        values, grad = x.float(), grad_y.float()
-        u = values * beta
-        climbed = level(u, steps, soft, plan, numbers) - offset
-        grad_u = grad * (alpha * window[0]) * slope(u, steps, window_plan, window)
-        grad_alpha, grad_beta = (grad * climbed).sum(), (grad_u * values).sum()
-        return (grad_u * beta).to(x.dtype), grad_alpha, grad_beta
+        grad_x, of_alpha, of_beta = _gradients(
+            x.float(), grad_y.float(), alpha, beta, steps, offset, soft, plan, numbers,
+            window_plan, window,
+        )  # fmt: skip
+        return grad_x.to(x.dtype), of_alpha.sum(), of_beta.sum()
 
     return _compiled(backward, contract=True)
+
+
+def _gradients(
+    x: Tensor,
+    grad_y: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    steps: tuple[int, ...],
+    offset: float,
+    soft: bool,
+    plan: Plan,
+    numbers: Numbers,
+    window_plan: Plan,
+    window: Numbers,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of x, and of each value what it adds to those of alpha and beta."""
+    u = x * beta
+    climbed = level(u, steps, soft, plan, numbers) - offset
+    grad_u = grad_y * (alpha * window[0]) * slope(u, steps, offset, window_plan, window)
+    return grad_u * beta, grad_y * climbed, grad_u * x
 
 
 def _compiled(function: Callable[..., tuple[Tensor, ...]], contract: bool = False) -> Kernel:

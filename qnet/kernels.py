@@ -28,6 +28,10 @@ SPREAD = 20.0  # and _EXPONENT - SPREAD is far enough for σ to round to 1
 _NOTHING = 128.0  # exp of minus this is 0
 
 
+Numbers = Tensor | Sequence[Tensor | float]
+"""T and what a plan needs besides: a tensor [n], or one by one where a network is compiled."""
+
+
 class Plan(NamedTuple):
     """How σ, or the comparison, is computed for all thresholds, and of which numbers, after T.
 
@@ -36,9 +40,10 @@ class Plan(NamedTuple):
     even: from one exponential and in pairs; c, and k of each pair, the innermost first.
     near: as even, of the thresholds nearest to u; the first threshold, spacing, 1 / spacing, k.
     counted: hard only, where thresholds are 1/2, 3/2, 5/2 ...; nothing.
+    line: the window of a straight line only; nothing.
     """
 
-    how: Literal["each", "shared", "even", "near", "counted"]
+    how: Literal["each", "shared", "even", "near", "counted", "line"]
     radius: int = 0  # near: thresholds on either side of the nearest one
 
 
@@ -48,7 +53,7 @@ def pair(offset: float) -> float:
 
 
 def _terms(
-    u: Tensor, steps: Sequence[int], plan: Plan, numbers: Tensor
+    u: Tensor, steps: Sequence[int], plan: Plan, numbers: Numbers
 ) -> list[tuple[int, Tensor]]:
     """For each threshold s_i and 1 - σ_i.
 
@@ -70,11 +75,11 @@ class _Even(NamedTuple):
     above: Tensor  # whether the value is above the centre
     e: Tensor  # E
     middle: tuple[int, Tensor] | None  # of the threshold at the centre: s_i and 1 / (1 + E)²
-    pairs: list[tuple[int, Tensor, Tensor]]  # s_i, k and 1 / D
+    pairs: list[tuple[int, Tensor | float, Tensor]]  # s_i, k and 1 / D
     total: int  # Σ s_i of them
 
 
-def _even(u: Tensor, steps: Sequence[int], plan: Plan, numbers: Tensor) -> _Even:
+def _even(u: Tensor, steps: Sequence[int], plan: Plan, numbers: Numbers) -> _Even:
     below: Tensor | float = 0.0
     if plan.how == "near":
         nearest, distance = _nearest(u, len(steps), plan.radius, numbers)
@@ -126,14 +131,14 @@ def _exp(z: Tensor) -> Tensor:
     return (result**8) ** 8
 
 
-def _nearest(u: Tensor, count: int, radius: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
+def _nearest(u: Tensor, count: int, radius: int, numbers: Numbers) -> tuple[Tensor, Tensor]:
     """Number of the nearest threshold with `radius` more on either side, and the distance of u."""
     first, spacing, per_spacing = numbers[1], numbers[2], numbers[3]
     nearest = torch.round((u - first) * per_spacing).clamp(radius, count - 1 - radius)
     return nearest, u - (nearest * spacing + first)
 
 
-def level(u: Tensor, steps: Sequence[int], soft: bool, plan: Plan, numbers: Tensor) -> Tensor:
+def level(u: Tensor, steps: Sequence[int], soft: bool, plan: Plan, numbers: Numbers) -> Tensor:
     """The staircase at u."""
     total: Tensor | float
     if soft and plan.how in ("even", "near"):
@@ -155,8 +160,10 @@ def level(u: Tensor, steps: Sequence[int], soft: bool, plan: Plan, numbers: Tens
     return total
 
 
-def slope(u: Tensor, steps: Sequence[int], plan: Plan, numbers: Tensor) -> Tensor:
-    """Σ s_i σ_i (1 - σ_i) at u."""
+def slope(u: Tensor, steps: Sequence[int], offset: float, plan: Plan, numbers: Numbers) -> Tensor:
+    """Σ s_i σ_i (1 - σ_i) at u, or the slope of the line between the outermost levels."""
+    if plan.how == "line":
+        return torch.where((u >= -offset) & (u <= sum(steps) - offset), 1.0, 0.0)
     if plan.how in ("even", "near"):
         return _even_slope(_even(u, steps, plan, numbers))
     total: Tensor | float = 0.0

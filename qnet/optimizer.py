@@ -14,7 +14,8 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Opt
 
     Weight matrices and kernels decay: all parameters of two dimensions or more. Batch norm and
     biases do not. alpha and beta do not either, and learn at `scale_lr` times the learning rate.
-    Parameters that do not require a gradient are left out.
+    Parameters that do not require a gradient are left out. On CUDA all of a group learn in one
+    kernel, and the learning rate is a tensor there: a recorded step reads it (`qnet.graphs`).
     """
     scales = {id(p) for _, q in quantizers(model) for p in (q.alpha, q.beta)}
     scale_lr = params.scale_lr if isinstance(params, QuantizedTrainingParams) else 0.0
@@ -37,13 +38,31 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Opt
         },
     ]
     groups = [group for group in groups if group["params"]]
+    on_cuda = all(p.is_cuda for p in trained)
+    if on_cuda:
+        for group in groups:
+            group["lr"] = torch.full((), params.lr, device=trained[0].device)
     if params.optimizer == "adam":
-        return torch.optim.AdamW(groups, lr=params.lr, betas=(params.momentum, 0.999))
+        return torch.optim.AdamW(
+            groups, lr=params.lr, betas=(params.momentum, 0.999),
+            fused=on_cuda, capturable=on_cuda,
+        )  # fmt: skip
     nesterov = params.nesterov and params.momentum > 0  # without it they are the same
-    return torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum, nesterov=nesterov)
+    optimizer = torch.optim.SGD(
+        groups, lr=params.lr, momentum=params.momentum, nesterov=nesterov, fused=on_cuda
+    )
+    if on_cuda and params.momentum > 0:
+        # Zeros are the same as none, but that one kernel can go over those that learn from the
+        # start and those that are frozen at first.
+        for p in trained:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give each group of `optimizer` its share of `lr`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr * group["lr_factor"])
+        else:
+            group["lr"] = lr * group["lr_factor"]

@@ -17,8 +17,18 @@ from torch import Tensor, nn
 from qnet.clustering import Clusters
 from qnet.errors import UserError
 from qnet.levels import LevelSet
-from qnet.staircase import chunks, compute_dtype, part_of, staircase, stairs_of
+from qnet.staircase import (
+    Stairs,
+    Window,
+    chunks,
+    compute_dtype,
+    part_of,
+    staircase,
+    stairs_of,
+)
 from qnet.steps import Quantize
+
+BackwardTemperature = float | Literal["straight_through"] | None
 
 
 class Quantizer(nn.Module):
@@ -35,7 +45,9 @@ class Quantizer(nn.Module):
         beta: scale of the input; likewise.
         forward_mode: the function while training, "hard" or "soft".
         temperature: T of the soft function.
-        backward_temperature: the gradient is the soft function's at this temperature; None: at T.
+        backward_temperature: the gradient is the soft function's at this temperature; None: at T;
+            "straight_through": that of a straight line, alpha beta between the outermost levels
+            and zero beyond.
 
     Raises:
         UserError: if an argument is not as described.
@@ -60,12 +72,12 @@ class Quantizer(nn.Module):
         beta: float | Tensor = 1.0,
         forward_mode: Literal["hard", "soft"] = "hard",
         temperature: float = 5.0,
-        backward_temperature: float | None = 4.0,
+        backward_temperature: BackwardTemperature = 4.0,
     ) -> None:
         super().__init__()
         if forward_mode not in ("hard", "soft"):
             raise UserError(f"forward_mode {forward_mode!r}: unknown; use hard or soft")
-        if backward_temperature is not None:
+        if backward_temperature not in (None, "straight_through"):
             _check_temperature("backward_temperature", backward_temperature)
         if thresholds is None:
             thresholds = [(low + high) / 2 for low, high in pairwise(levels.values)]
@@ -76,6 +88,7 @@ class Quantizer(nn.Module):
         self.alpha = nn.Parameter(_float_tensor(alpha))
         self.beta = nn.Parameter(_float_tensor(beta))
         self.register_buffer("thresholds", _checked(_float_tensor(thresholds), levels))
+        self.stairs = self._stairs()
         self.register_buffer("temperature", torch.ones(()))
         self.set_temperature(temperature)
 
@@ -85,7 +98,7 @@ class Quantizer(nn.Module):
         clusters: Clusters,
         *,
         forward_mode: Literal["hard", "soft"] = "hard",
-        backward_temperature: float | None = 4.0,
+        backward_temperature: BackwardTemperature = 4.0,
     ) -> Quantizer:
         """A quantizer that starts where `qnet.cluster` found thresholds, alpha and beta."""
         return cls(
@@ -96,6 +109,10 @@ class Quantizer(nn.Module):
             forward_mode=forward_mode,
             backward_temperature=backward_temperature,
         )
+
+    def _stairs(self) -> Stairs:
+        """The thresholds as numbers: reading them later would wait for the device."""
+        return stairs_of(self.thresholds.cpu(), self.level_set.steps, torch.float32)
 
     def set_temperature(self, temperature: float) -> None:
         """Set T of the soft function.
@@ -109,7 +126,7 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize x: finite values of any shape and floating type; gives the same."""
         soft = self.force_soft or (self.training and self.forward_mode == "soft")
-        window: Tensor | float | None = self.backward_temperature
+        window: Window | None = self.backward_temperature
         if window is None:
             window = self.temperature.clone()  # torch.compile accepts no tensor twice
         return Quantize.apply(
@@ -117,7 +134,7 @@ class Quantizer(nn.Module):
             self.alpha,
             self.beta,
             self.thresholds,
-            self.level_set.steps,
+            self.stairs,
             self.level_set.offset,
             self.temperature if soft else None,
             window,
@@ -140,7 +157,8 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Levels, mode and temperatures."""
-        backward = "exact" if self.backward_temperature is None else self.backward_temperature
+        backward: object = self.backward_temperature
+        backward = "exact" if backward is None else backward
         return (
             f"levels={self.level_set.name}, forward_mode={self.forward_mode}, "
             f"temperature={self.temperature.item():g}, backward_temperature={backward}"
@@ -152,6 +170,7 @@ class Quantizer(nn.Module):
         # A full-precision state dict knows nothing of quantizers: keep what clustering gave.
         if any(prefix + name in state_dict for name in (*self._parameters, *self._buffers)):
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            self.stairs = self._stairs()
 
 
 @contextmanager
@@ -194,6 +213,6 @@ def _checked(thresholds: Tensor, levels: LevelSet) -> Tensor:
     return thresholds
 
 
-def _check_temperature(name: str, temperature: float) -> None:
-    if not 0 < temperature < math.inf:
+def _check_temperature(name: str, temperature: Any) -> None:
+    if isinstance(temperature, str) or not 0 < temperature < math.inf:
         raise UserError(f"{name} {temperature}: must be a number above zero")

@@ -88,9 +88,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> State:
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: State) -> None:
     """The inverse of `optimizer_tensors`; the parameter groups stay as they are."""
     content = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, State] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
+        like = parameters[int(number)].detach()
+        if value.shape == like.shape:  # laid out as the parameter is: fused kernels insist on it
+            value = torch.empty_like(like, dtype=value.dtype).copy_(value)
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({**content, "state": state})
 

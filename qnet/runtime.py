@@ -23,6 +23,7 @@ class Runtime:
     mixed: bool  # bfloat16 for convolutions and linear layers, float32 for what sums up
     workers: int = 0  # processes that decode pictures beside this one
     compile_network: bool = False  # compile the training step as a whole
+    graphs: bool = False  # record the training step as a CUDA graph
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context for a forward pass in this runtime's precision."""
@@ -49,6 +50,7 @@ def start(params: RuntimeParams) -> Runtime:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory finds uses of uninitialised values, and makes a step a third slower.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32 in convolutions too
     use_compiled(params.compile != "none")
     torch.set_flush_denormal(True)  # gradients far from a threshold are tiny, and slow otherwise
     device = _device(params.device)
@@ -56,7 +58,14 @@ def start(params: RuntimeParams) -> Runtime:
     workers = -(-workers // local_world())
     auto = params.precision == "auto"
     mixed = _has_bfloat16(device) if auto else params.precision == "bfloat16"
-    return Runtime(device, mixed, workers, compile_network=params.compile == "network")
+    return Runtime(
+        device,
+        mixed,
+        workers,
+        compile_network=params.compile == "network",
+        # Several processes exchange gradients by way of the host, which a graph cannot.
+        graphs=device.type == "cuda" and world() == 1 and params.compile != "none",
+    )
 
 
 def processes(params: RuntimeParams) -> int:

@@ -4,17 +4,21 @@ With u = beta x, thresholds b_i, step heights s_i, the logistic function σ and 
 
     hard    Σ s_i [u > b_i]        soft    Σ s_i σ_i        window    w = T Σ s_i σ_i (1 - σ_i)
 
-(Yang et al., "Quantization Networks", CVPR 2019, equations 2 to 4). Far from a threshold σ is 0
-or 1, so of many evenly spaced thresholds only the few around a value are looked at.
+(Yang et al., "Quantization Networks", CVPR 2019, equations 2 to 4). The window can be that of a
+straight line instead: 1 between the outermost levels, 0 beyond (the clipped straight-through
+estimator: Hubara et al., "Binarized Neural Networks", NeurIPS 2016, section 1.3). Far from a
+threshold σ is 0 or 1, so of many evenly spaced thresholds only the few around a value are looked
+at.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import EllipsisType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +27,9 @@ from qnet.kernels import pair
 
 Temperature = Tensor | float
 """0-dim tensor or number, above zero."""
+
+Window = Temperature | Literal["straight_through"]
+"""Temperature of the soft function whose derivative is the gradient, or the straight line's."""
 
 _SATURATED = 40.0  # σ(40) rounds to 1; from 88 on a CPU takes twice as long, for denormal numbers
 _CHUNK = 2**17  # values at a time on a CPU: the few buffers of a chunk stay in its cache
@@ -95,6 +102,7 @@ class Stairs:
     thresholds: Sequence[Tensor | float]
     steps: Sequence[int]
     spacing: float | None = None  # of evenly spaced thresholds with equal steps
+    kept: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)  # on devices
 
 
 def staircase(u: Tensor, stairs: Stairs, temperature: Temperature | None) -> Tensor:
@@ -111,8 +119,14 @@ def staircase(u: Tensor, stairs: Stairs, temperature: Temperature | None) -> Ten
     )
 
 
-def slope(u: Tensor, stairs: Stairs, temperature: Temperature) -> Tensor:
-    """The window w: the derivative of the soft staircase by u, at this temperature; like u."""
+def slope(u: Tensor, stairs: Stairs, window: Window, offset: float = 0.0) -> Tensor:
+    """The window w: the derivative of the soft staircase by u, or of the line; like u.
+
+    Between the outermost levels: for -offset <= u <= Σ s_i - offset.
+    """
+    if isinstance(window, str):
+        return ((u >= -offset) & (u <= sum(stairs.steps) - offset)).to(u.dtype)
+    temperature = window
     radius = _radius(stairs, temperature, u.dtype)
     if radius is not None:
         u, _, stairs = _fold(u, stairs, radius)
@@ -167,8 +181,15 @@ def _spacing(thresholds: tuple[float, ...], dtype: torch.dtype) -> float | None:
     return spacing if spacing > 0 and even.tolist() == list(thresholds) else None
 
 
-def stairs_of(thresholds: Tensor, steps: Sequence[int], dtype: torch.dtype) -> Stairs:
-    """Thresholds [n] and the n step heights, prepared for values of type `dtype`."""
+def stairs_of(thresholds: Tensor, steps: Sequence[int] | Stairs, dtype: torch.dtype) -> Stairs:
+    """Thresholds [n] and the n step heights, prepared for values of type `dtype`.
+
+    Given `Stairs` instead of the heights, these are the same ones, prepared for float32.
+    """
+    if isinstance(steps, Stairs):
+        if dtype != torch.float64:
+            return steps
+        steps = steps.steps
     thresholds = thresholds.to(dtype)
     if not on_cpu(thresholds):
         return Stairs(thresholds.unbind(), steps)

@@ -9,7 +9,8 @@ u = beta x, thresholds b_i, step heights s_i, offset o and the logistic function
     ∂y/∂x = alpha beta w    ∂y/∂beta = alpha x w    ∂y/∂alpha = y / alpha
     ∂y/∂b_i = -alpha s_i T σ_i (1 - σ_i)            w = T Σ s_i σ_i (1 - σ_i), the window
 
-The window may have a temperature of its own, and then stands in for the gradient of either form.
+The window may have a temperature of its own, or be 1 between the outermost levels and 0 beyond; it
+then stands in for the gradient of either form.
 """
 
 from __future__ import annotations
@@ -21,10 +22,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qnet.fused import applies, fused_backward, fused_forward
+from qnet.fused import (
+    applies,
+    fused_backward,
+    fused_forward,
+    is_traced,
+    traced_backward,
+    traced_forward,
+)
 from qnet.staircase import (
     Stairs,
     Temperature,
+    Window,
     chunks,
     compute_dtype,
     on_cpu,
@@ -45,22 +54,28 @@ class Quantize(torch.autograd.Function):
         alpha: Tensor,
         beta: Tensor,
         thresholds: Tensor,
-        steps: Sequence[int],
+        steps: Sequence[int] | Stairs,
         offset: float,
         temperature: Temperature | None,
-        window_temperature: Temperature | None,
+        window: Window | None,
     ) -> Tensor:
-        """Temperature None: the hard staircase; window temperature None: no gradient."""
-        temperature, window_temperature = _constant(temperature), _constant(window_temperature)
+        """Temperature None: the hard staircase; window None: no gradient.
+
+        With `Stairs` in place of the heights the thresholds are not read.
+        """
+        temperature, window = _constant(temperature), _constant(window)
         ctx.save_for_backward(x, alpha, beta, thresholds)
         ctx.steps, ctx.offset = steps, offset
-        ctx.temperature, ctx.window_temperature = temperature, window_temperature
+        ctx.temperature, ctx.window = temperature, window
         dtype = compute_dtype(x)
         stairs = stairs_of(thresholds, steps, dtype)
-        if applies(x, alpha, beta):
+        fused = None
+        if is_traced(x):
+            fused = traced_forward(x, alpha, beta, stairs, offset, temperature)
+        elif applies(x, alpha, beta):
             fused = fused_forward(x, alpha, beta, stairs, offset, temperature)
-            if fused is not None:
-                return fused
+        if fused is not None:
+            return fused
         y = torch.empty_like(x)
         for rows in chunks(x):
             u = x[rows].to(dtype) * part_of(beta, x, rows).to(dtype)
@@ -76,9 +91,17 @@ class Quantize(torch.autograd.Function):
         need_x, need_alpha, need_beta, need_thresholds = ctx.needs_input_grad[:4]
         dtype = compute_dtype(x)
         stairs = stairs_of(thresholds, ctx.steps, dtype)
-        temperature, window = ctx.temperature, ctx.window_temperature
-        if window is not None and not need_thresholds and applies(x, alpha, beta):
-            grads = fused_backward(x, grad_y, alpha, beta, stairs, ctx.offset, temperature, window)
+        temperature, window = ctx.temperature, ctx.window
+        if window is not None and not need_thresholds:
+            grads = None
+            if is_traced(x):
+                grads = traced_backward(
+                    x, grad_y, alpha, beta, stairs, ctx.offset, temperature, window
+                )
+            elif applies(x, alpha, beta):
+                grads = fused_backward(
+                    x, grad_y, alpha, beta, stairs, ctx.offset, temperature, window
+                )
             if grads is not None:
                 return *grads, None, None, None, None, None
 
@@ -107,7 +130,7 @@ class Quantize(torch.autograd.Function):
                     grad_thresholds[i] -= (
                         grad * slope(u, Stairs([threshold], [step]), window)
                     ).sum()
-            grad_u = slope(u, stairs, window).mul_(grad)
+            grad_u = slope(u, stairs, window, ctx.offset).mul_(grad)
             if grad_beta is not None:
                 _accumulate(part_of(grad_beta, x, rows), grad_u * x_part)
             if grad_x is not None:
@@ -116,7 +139,7 @@ class Quantize(torch.autograd.Function):
         return grad_x, grad_alpha, grad_beta, grad_thresholds, None, None, None, None
 
 
-def _constant(temperature: Temperature | None) -> Temperature | None:
+def _constant(temperature: Any) -> Any:
     """The temperature as it is now, whatever is assigned before the backward pass."""
     if not isinstance(temperature, Tensor):
         return temperature

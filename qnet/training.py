@@ -20,6 +20,7 @@ from qnet.data import BatchSource
 from qnet.distributed import backward, rank, share_state, total, world
 from qnet.errors import UserError
 from qnet.evaluation import Scores, evaluate
+from qnet.graphs import GraphedStep
 from qnet.inference import folded
 from qnet.layers import quantized_weights
 from qnet.optimizer import build_optimizer, set_learning_rate
@@ -130,6 +131,9 @@ class Trainer:
         whole = runtime.compile_network
         self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if whole else model
         self.together: list[list[QuantizedLayer]] = []
+        self.scores = Scores(runtime.device)
+        self.graph = GraphedStep(self._step) if runtime.graphs else None
+        self.weights_learn = True
         if _distillation(params) > 0 and teacher is not None:
             taught_by = folded(teacher)
             self.teacher = CompiledNetwork(taught_by) if whole else taught_by
@@ -225,17 +229,18 @@ class Trainer:
         torch.manual_seed(seed_for(self.seed, self.phase, epoch, "network") + rank())
         generator = torch.Generator().manual_seed(seed_for(self.seed, self.phase, epoch, "data"))
 
-        scores = Scores()
+        self.scores.clear()
+        make_step = self._step if self.graph is None else self.graph
         steps = len(self.data.train)
         title = f"{self.phase} {epoch + 1}/{params.epochs}"
         batches = self.progress(self.data.train.epoch(generator), steps, title)
         for step, (images, labels) in enumerate(batches):
             set_learning_rate(self.optimizer, learning_rate(params, epoch + (step + 0.5) / steps))
-            self._step(images, labels, scores)
+            make_step(images, labels)
         row = {"epoch": epoch + 1, "lr": learning_rate(params, epoch + 0.5)}
         if temperature is not None:
             row["temperature"] = temperature
-        row |= {f"train_{name}": value for name, value in scores.read().items()}
+        row |= {f"train_{name}": value for name, value in self.scores.read().items()}
         self._require_finite("the loss", row["train_loss"], epoch)
         # A hard quantizer makes a level of whatever it is given: the loss alone does not tell.
         largest = torch.stack([p.detach().abs().amax() for p in self.model.parameters()]).amax()
@@ -251,14 +256,14 @@ class Trainer:
                 "a smaller one, or a longer warm-up"
             )
 
-    def _step(self, images: Tensor, labels: Tensor, scores: Scores) -> None:
+    def _step(self, images: Tensor, labels: Tensor) -> None:
         with quantized_together(self.together):  # backward too: it may compute activations again
             with self.runtime.autocast():
                 logits = self.network(images).float()
             loss = F.cross_entropy(logits, labels, label_smoothing=self.params.label_smoothing)
             if self.teacher is not None:
                 loss = self._distil(loss, logits, images)
-            scores.add(logits, labels, loss)
+            self.scores.add(logits, labels, loss)
             self.optimizer.zero_grad(set_to_none=True)
             share = len(labels) / self.data.train.batch_size
             backward(loss, share, self.model.parameters())
@@ -293,6 +298,9 @@ class Trainer:
                 quantizer.train(learn)  # in eval mode its forward is hard
             for parameter in self.frozen_at_first:
                 parameter.requires_grad_(learn)  # no gradient: the optimizer passes it over
+            if self.graph is not None and learn != self.weights_learn:
+                self.graph.forget()
+            self.weights_learn = learn
         if not _norms_learn(self.batch_norms, self.params):
             for norm in self.batch_norms:
                 norm.eval()

@@ -75,5 +75,5 @@ def _quantized(group: Sequence[QuantizedLayer]) -> Sequence[Tensor]:
     )
     return Quantize.apply(
         torch.stack([layer.weight for layer in group]), alpha, beta, first.thresholds,
-        first.level_set.steps, first.level_set.offset, None, first.backward_temperature,
+        first.stairs, first.level_set.offset, None, first.backward_temperature,
     ).unbind()  # fmt: skip

@@ -14,11 +14,11 @@ from qnet.quantizer import Quantizer
 
 def quantizer_from(clusters: dict[str, Any], params: QuantizedTrainingParams) -> Quantizer:
     """A quantizer that starts with these `clusters` and is trained as `params` say."""
-    exact = params.backward_temperature == "exact"
+    backward = params.backward_temperature
     return Quantizer.from_clusters(
         Clusters.from_dict(clusters),
         forward_mode=params.forward,
-        backward_temperature=None if exact else float(params.backward_temperature),
+        backward_temperature=None if backward == "exact" else backward,
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from qnet.errors import UserError
 from qnet.params.errors import explain
 from qnet.params.types import (
+    BackwardTemperature,
     Bits,
     Channels,
     Compile,
@@ -26,7 +27,6 @@ from qnet.params.types import (
     Part,
     Patterns,
     Positive,
-    PositiveOrExact,
     PositiveOrNone,
     PositiveOrZero,
     Pretrained,
@@ -143,7 +143,7 @@ class QuantizedTrainingParams(TrainingParams):
     """What the training of a quantized network has besides."""
 
     forward: Literal["hard", "soft"]
-    backward_temperature: PositiveOrExact
+    backward_temperature: BackwardTemperature
     temperature: TemperatureParams
     scale_lr: PositiveOrZero
     distillation: Share

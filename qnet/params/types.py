@@ -49,8 +49,9 @@ ShareBelowOne = Annotated[float, Field(ge=0, lt=1, description="a number from 0 
 ShareAboveZero = Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]
 Part = Annotated[float, Field(gt=0, lt=1, description="a number above 0 and below 1")]
 Tail = Annotated[float, Field(ge=0, lt=0.5, description="a number from 0 to below 0.5")]
-PositiveOrExact = Annotated[
-    Positive | Literal["exact"], Field(description="a number from 1e-9 to 1e9, or exact")
+BackwardTemperature = Annotated[
+    Positive | Literal["exact", "straight_through"],
+    Field(description="a number from 1e-9 to 1e9, exact or straight_through"),
 ]
 PositiveOrNone = Annotated[
     Positive | Literal["none"],

@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from qnet.data import Augment, Batches
 from qnet.errors import UserError
-from qnet.evaluation import Scores
 from qnet.layers import quantized_weights
 from qnet.optimizer import set_learning_rate
 from qnet.quantizer import quantizers
@@ -146,7 +145,7 @@ def test_no_scale_falls_to_zero_however_fast_it_learns(kind, params, data):
     before = [scale.item() for scale in scales]
     run.optimizer.param_groups[-1]["lr"] = 1e4
     run._train_mode(0)
-    run._step(*next(iter(run.data.train.ordered())), Scores())
+    run._step(*next(iter(run.data.train.ordered())))
     shares = [scale.item() / start for scale, start in zip(scales, before, strict=True)]
     assert min(shares) == pytest.approx(0.01)
     assert all(share > 0 for share in shares)
@@ -198,13 +197,11 @@ def test_between_batches_the_host_never_waits_for_the_device(
         model, settings, TrainingData(batches, batches), META, phase="x", seed=0, teacher=teacher
     )
     run.together = together
-    scores = Scores()
     for step, (images, labels) in enumerate(batches.epoch(torch.Generator())):
         with NoWaiting():
             set_learning_rate(run.optimizer, 0.1 / (step + 1))
-            run._step(images, labels, scores)
-    assert scores.count == 32
-    assert scores.sums.device == META.device
+            run._step(images, labels)
+    assert run.scores.sums.device == META.device
 
 
 def test_a_network_is_compiled_once_whatever_t_is(params, data, monkeypatch):

@@ -1,0 +1,88 @@
+"""A training step as one CUDA graph: recorded once, then replayed without the host.
+
+A step of a small network is hundreds of kernels of a few microseconds; to start them takes the host
+longer than to compute them takes the device. A graph starts all of them at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from qnet.compiling import NOT_OF_COMPILING
+
+_BEFORE = 3  # steps that compile kernels, choose algorithms and make what the optimizer keeps
+
+Step = Callable[[Tensor, Tensor], None]
+
+
+class GraphedStep:
+    """Calls `step(images, labels)` a few times, then records it and replays what was recorded.
+
+    Args:
+        step: on one CUDA device. All that differs from one call to the next is in tensors that stay
+            where they are, its two arguments excepted, and nothing in it waits for the device. If
+            it cannot be recorded, it is called as before, with a word.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._works = True
+        self.forget()
+
+    def forget(self) -> None:
+        """Record anew: the step has changed."""
+        self._called = 0
+        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """Make the step on these images [N, C, H, W] and labels [N], as many each time."""
+        if not self._works:
+            self._step(images, labels)
+            return
+        if self._inputs is None:
+            self._inputs = torch.empty_like(images), torch.empty_like(labels)
+        for kept, given in zip(self._inputs, (images, labels), strict=True):
+            kept.copy_(given)
+        if self._called < _BEFORE:
+            self._called += 1
+            self._beside(*self._inputs)
+            return
+        if self._graph is None:
+            self._graph = self._record(*self._inputs)
+        if self._graph is None:
+            self._step(*self._inputs)
+        else:
+            self._graph.replay()
+
+    def _beside(self, images: Tensor, labels: Tensor) -> None:
+        """On a stream of its own, as recording is: what autograd keeps belongs to a stream."""
+        stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            self._step(images, labels)
+        here.wait_stream(stream)
+
+    def _record(self, images: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph | None:
+        """The step as a graph, not run yet; None if it cannot be."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Threads that load pictures may pin memory meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._step(images, labels)
+        except NOT_OF_COMPILING:
+            raise
+        except Exception as error:  # a network of the user's own may wait for the device
+            torch.cuda.synchronize()
+            self._works = False
+            warnings.warn(
+                "the training step could not be recorded as a CUDA graph and is made as it is, "
+                f"which is slower: {type(error).__name__}: {(str(error).splitlines() or ['?'])[0]}",
+                stacklevel=3,
+            )
+            return None
+        return graph
