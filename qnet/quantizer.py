@@ -77,7 +77,13 @@ class Quantizer(nn.Module):
         super().__init__()
         if forward_mode not in ("hard", "soft"):
             raise UserError(f"forward_mode {forward_mode!r}: unknown; use hard or soft")
-        if backward_temperature not in (None, "straight_through"):
+        if isinstance(backward_temperature, str):
+            if backward_temperature != "straight_through":
+                raise UserError(
+                    f"backward_temperature {backward_temperature!r}: unknown; use a number above "
+                    "zero, None or 'straight_through'"
+                )
+        elif backward_temperature is not None:
             _check_temperature("backward_temperature", backward_temperature)
         if thresholds is None:
             thresholds = [(low + high) / 2 for low, high in pairwise(levels.values)]
@@ -213,6 +219,6 @@ def _checked(thresholds: Tensor, levels: LevelSet) -> Tensor:
     return thresholds
 
 
-def _check_temperature(name: str, temperature: Any) -> None:
-    if isinstance(temperature, str) or not 0 < temperature < math.inf:
+def _check_temperature(name: str, temperature: float) -> None:
+    if not 0 < temperature < math.inf:
         raise UserError(f"{name} {temperature}: must be a number above zero")
