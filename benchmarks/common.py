@@ -49,10 +49,10 @@ def count(text: str) -> int:
     return number
 
 
-def start_runtime(threads: int | Literal["auto"] = "auto") -> Runtime:
-    """This process set up as a stage sets itself up by params.yaml, but on the processor."""
+def start_runtime(threads: int | Literal["auto"] = "auto", device: str = "cpu") -> Runtime:
+    """This process set up as a stage sets itself up by params.yaml, but on this device."""
     params = load_params(ROOT / "params.yaml").runtime
-    return start(params.model_copy(update={"device": "cpu", "threads": threads}))
+    return start(params.model_copy(update={"device": device, "threads": threads}))
 
 
 def take_turns(

@@ -72,6 +72,7 @@ class Setting:
     steps: int
     threads: Any  # a number, or "auto"
     workers: int = 2  # of the baseline
+    device: str = "cpu"  # of the project
 
 
 def main() -> None:
@@ -80,7 +81,7 @@ def main() -> None:
         description="Seconds and memory of a training step, against a textbook baseline."
     )
     parser.add_argument(
-        "--phases", type=_phase, nargs="+", default=PHASES, metavar="W/A",
+        "--phases", type=phase_name, nargs="+", default=PHASES, metavar="W/A",
         help=f"fp, or bits of weights and of activations; default: {' '.join(PHASES)}",
     )  # fmt: skip
     parser.add_argument("--batch", type=count, default=256, help="images (default: 256)")
@@ -140,7 +141,7 @@ def main() -> None:
 def ours(phase: str, setting: Setting, *, distilled: bool = False, whole: bool = False) -> Block:
     """The project's own loop, with the parameters of its params.yaml."""
     params = load_params(ROOT / "params.yaml")
-    runtime = replace(start_runtime(setting.threads), compile_network=whole)
+    runtime = replace(start_runtime(setting.threads, setting.device), compile_network=whole)
     activations = _levels(phase)[1]
     section = "fp" if phase == "fp" else "weights" if activations is None else "activations"
     changes = {"epochs": 1, "warmup_epochs": 0, "lr": textbook.LR, "schedule": "constant"}
@@ -166,10 +167,11 @@ def ours(phase: str, setting: Setting, *, distilled: bool = False, whole: bool =
             (8, 8, None),  # validation, which is not timed
         )
     ]
+    teacher = _network("fp", sites="input")[0].to(runtime.device) if distilled else None
     seconds: list[float] = []
     trainer = Trainer(
         model, getattr(params, section).model_copy(update=changes), TrainingData(*sources), runtime,
-        phase=section, seed=0, teacher=_network("fp", sites="input")[0] if distilled else None,
+        phase=section, seed=0, teacher=teacher,
         annealed=[quantizer for _, quantizer in quantizers(model)],
         progress=lambda batches, count, title: timed(batches, seconds),
     )  # fmt: skip
@@ -211,7 +213,8 @@ def _warm(make: Callable[[str, Setting], Block], phase: str, setting: Setting) -
     return make(phase, replace(small, batch=setting.batch))
 
 
-def _phase(text: str) -> str:
+def phase_name(text: str) -> str:
+    """fp, or bits of weights and activations, for `argparse`."""
     try:
         _levels(text)
     except (UserError, ValueError) as error:
