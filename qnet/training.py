@@ -129,7 +129,9 @@ class Trainer:
             if scale.requires_grad
         ]
         whole = runtime.compile_network
-        self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if whole else model
+        # On CUDA quantized networks that were compiled whole trained worse (docs/performance.md).
+        self.whole = whole and not (runtime.device.type == "cuda" and any(quantizers(model)))
+        self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if self.whole else model
         self.together: list[list[QuantizedLayer]] = []
         self.scores = Scores(runtime.device)
         self.graph = GraphedStep(self._step) if runtime.graphs else None
@@ -169,7 +171,7 @@ class Trainer:
                 self._append(history, row)
         self._agree(history)
         # Compiled as a whole, the network gains nothing from it.
-        self.together = [] if self.runtime.compile_network else alike(self.model)
+        self.together = [] if self.whole else alike(self.model)
         for epoch in range(len(history.rows), self.params.epochs):
             if self._append(history, self._epoch(epoch)):
                 best = _copy(self.model.state_dict())
