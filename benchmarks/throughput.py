@@ -36,7 +36,10 @@ def main() -> None:
         "--whole", action=argparse.BooleanOptionalAction, default=True,
         help="also with runtime.compile: network, a minute more to a phase (default: yes)",
     )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="as runtime.device (default: auto)")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
+        help="default: auto, an accelerator if there is one",
+    )  # fmt: skip
     quick = {"phases": ["fp", "1/2"], "batches": [64], "steps": 2, "repeats": 1, "whole": False}
     given = parse(parser, quick)
 
