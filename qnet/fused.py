@@ -98,7 +98,9 @@ def traced_forward(
         return None
     plan, numbers = planned
     climbed = level(x.float() * beta, tuple(stairs.steps), temperature is not None, plan, numbers)
-    return ((climbed - offset) * alpha).to(x.dtype)
+    y = (climbed - offset) * alpha
+    # PyTorch 2.11 loses the gradient of a result that is converted to the type it has already.
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 def traced_backward(

@@ -128,9 +128,7 @@ class Trainer:
             for scale in (quantizer.alpha, quantizer.beta)
             if scale.requires_grad
         ]
-        whole = runtime.compile_network
-        # On CUDA quantized networks that were compiled whole trained worse (docs/performance.md).
-        self.whole = whole and not (runtime.device.type == "cuda" and any(quantizers(model)))
+        self.whole = runtime.compile_network
         self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if self.whole else model
         self.together: list[list[QuantizedLayer]] = []
         self.scores = Scores(runtime.device)
@@ -138,7 +136,7 @@ class Trainer:
         self.weights_learn = True
         if _distillation(params) > 0 and teacher is not None:
             taught_by = folded(teacher)
-            self.teacher = CompiledNetwork(taught_by) if whole else taught_by
+            self.teacher = CompiledNetwork(taught_by) if self.whole else taught_by
 
     def fit(
         self,
