@@ -1,33 +1,42 @@
 # make repro: the whole pipeline.  make test: lint, types, tests.  make bench: docs/performance.md.
+# make test-oldest: the tests with the oldest supported versions (Python 3.10 to 3.12).
 # Each installs what it needs first.
 
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 INSTALLED := $(VENV)/installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test bench install clean
+.PHONY: repro test lint unit test-oldest bench install clean
 
 repro: $(INSTALLED)
 	dvc repro
 	@python -m stages.report
 
-test: $(INSTALLED)
+test: lint unit
+
+lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy
+
+unit: $(INSTALLED)
 	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test-oldest:
+	$(MAKE) unit VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 bench: $(INSTALLED)
 	python -m benchmarks.all
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@echo "Installing into $(VENV): a few minutes the first time."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[pipeline,dev]'
+	$(VENV)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e '.[pipeline,dev]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs .resume
+	rm -rf .venv .venv-oldest runs .resume

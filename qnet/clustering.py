@@ -104,7 +104,8 @@ def cluster(
     Args:
         values: weights or activations.
         levels: the integers to quantize to.
-        gamma: share of the values to drop at each end, from 0 to below 0.5.
+        gamma: share of the values to drop at each end, from 0 to below 0.5; 0.0027 is the
+            three-sigma rule. params.yaml has 0 for weights.
         thresholds: "uniform", "clustered" or "centroids", as above.
         scale: "least_squares", "max" or "paper", as above.
         name: what the values are, for example a layer; error messages begin with it.

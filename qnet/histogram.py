@@ -40,8 +40,8 @@ class Histogram:
     """Counts and means of values that arrive in batches.
 
     Memory is constant (0.9 MB). Bins are no wider than 1/2048 of the values they hold, or, close to
-    zero, 2^-23 of the largest magnitude. Values are represented by the mean of their bin, to the
-    precision of float32 or 2^-40 of the largest magnitude, whichever is coarser.
+    zero, 2^-22 of the largest magnitude. Values are represented by the mean of their bin, to the
+    precision of float32 or 2^-41 of the largest magnitude, whichever is coarser.
 
     Args:
         name: what the values are, for example a layer; error messages begin with it.

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.pipeline import ROOT
 
 BLOCKED = ("dvc", "yaml", "tensorboard", "matplotlib", "tqdm", "sklearn", "torchvision")
@@ -29,3 +31,12 @@ def test_qnet_imports_without_the_pipeline():
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 10
+
+
+def test_the_oldest_versions_are_those_that_pyproject_names():
+    tomllib = pytest.importorskip("tomllib", reason="from Python 3.11 on")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["pipeline"]
+    _, *pins = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    for requirement, pin in zip(needed, pins, strict=True):
+        assert pin in (exact := requirement.replace(">=", "=="), f"{exact}.0")

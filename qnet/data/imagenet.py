@@ -5,8 +5,8 @@ of Caffe beside it, `train.txt` and `val.txt`: a name below train/ or val/ and a
 Without `train.txt` the labels are the places of the class folders in the order of their names, as
 they are in Caffe's lists too. The official validation pictures are the test split.
 
-Only names and sizes are looked at, so that a million pictures take minutes; one that cannot be read
-is found while training.
+Only names and sizes are looked at, so that a million pictures take less than a minute; one that
+cannot be read is found while training.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from qnet.errors import UserError
 _MARKS = ("<" * 7, "=" * 7, ">" * 7)  # what git leaves behind
 
 LARGEST = 100_000
-"""Largest file that is read, in bytes; params.yaml has about 5,000."""
+"""Largest file that is read, in bytes; a recipe has about 8,000."""
 
 
 def read_yaml(path: str | Path) -> Any:
