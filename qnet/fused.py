@@ -43,7 +43,10 @@ def fused_forward(
     if planned is None:
         return None
     plan, numbers = planned
-    kernel = _forward_kernel(tuple(stairs.steps), offset, temperature is not None, plan)
+    how = tuple(stairs.steps), offset, temperature is not None, plan
+    if torch.compiler.is_compiling():
+        return _output(x, alpha, beta, *how, numbers)
+    kernel = _forward_kernel(*how)
     tensors = _flat(x), _scalar(alpha), _scalar(beta), _tensor(numbers, stairs, x.device)
     found = _call(kernel, *tensors)
     return None if found is None else found[0].as_strided(x.shape, x.stride())
@@ -64,14 +67,16 @@ def fused_backward(
     if planned is None or window_planned is None:
         return None
     (plan, numbers), (window_plan, window_numbers) = planned, window_planned
+    how = tuple(stairs.steps), offset, temperature is not None, plan, window_plan
+    if torch.compiler.is_compiling():
+        return _traced_gradients(x, grad_y, alpha, beta, *how, numbers, window_numbers)
     constants = of_window = _tensor(numbers, stairs, x.device)
     same = isinstance(temperature, float) and isinstance(window, float) and temperature == window
     if not same:  # else one set of exponentials serves both
         of_window = _tensor(window_numbers, stairs, x.device)
     if grad_y.stride() != x.stride():
         grad_y = torch.empty_like(x, dtype=grad_y.dtype).copy_(grad_y)
-    soft = temperature is not None
-    kernel = _backward_kernel(tuple(stairs.steps), offset, soft, plan, window_plan)
+    kernel = _backward_kernel(*how)
     tensors = (_flat(x), _flat(grad_y), _scalar(alpha), _scalar(beta), constants, of_window)
     found = _call(kernel, *tensors)
     if found is None:
@@ -84,58 +89,6 @@ def fused_backward(
     )
 
 
-def traced_forward(
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    stairs: Stairs,
-    offset: float,
-    temperature: Temperature | None,
-) -> Tensor | None:
-    """`fused_forward` as a part of a network that is being compiled; any alpha and beta."""
-    planned = _planned(stairs, temperature)
-    if planned is None:
-        return None
-    plan, numbers = planned
-    climbed = level(x.float() * beta, tuple(stairs.steps), temperature is not None, plan, numbers)
-    y = (climbed - offset) * alpha
-    # PyTorch 2.11 loses the gradient of a result that is converted to the type it has already.
-    return y if y.dtype == x.dtype else y.to(x.dtype)
-
-
-def traced_backward(
-    x: Tensor,
-    grad_y: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    stairs: Stairs,
-    offset: float,
-    temperature: Temperature | None,
-    window: Window,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """`fused_backward` as a part of a network that is being compiled; any alpha and beta."""
-    planned, window_planned = _planned(stairs, temperature), _planned_window(stairs, window)
-    if planned is None or window_planned is None:
-        return None
-    (plan, numbers), (window_plan, window_numbers) = planned, window_planned
-    in_order = alpha.numel() == beta.numel() == 1 and x.dim() == 4
-    if in_order:  # a sum in another order than that of memory takes many times as long on a GPU
-        x, grad_y = x.permute(0, 2, 3, 1), grad_y.permute(0, 2, 3, 1)
-    grad_x, of_alpha, of_beta = _gradients(
-        x.float(), grad_y.float(), _scalar(alpha) if in_order else alpha,
-        _scalar(beta) if in_order else beta, tuple(stairs.steps), offset,
-        temperature is not None, plan, numbers, window_plan, window_numbers,
-    )  # fmt: skip
-    grad_x = grad_x.to(x.dtype)
-    if in_order:
-        grad_x, of_alpha, of_beta = grad_x.permute(0, 3, 1, 2), of_alpha.sum(), of_beta.sum()
-    return (
-        grad_x,
-        of_alpha.reshape(alpha.shape) if in_order else of_alpha.sum_to_size(alpha.shape),
-        of_beta.reshape(beta.shape) if in_order else of_beta.sum_to_size(beta.shape),
-    )
-
-
 class _Switch:
     on = False
 
@@ -145,16 +98,13 @@ def use_compiled(on: bool) -> None:
     _Switch.on = on
 
 
-def is_traced(x: Tensor) -> bool:
-    """Whether this is part of a network that is being compiled, and these values are served."""
-    return torch.compiler.is_compiling() and x.dtype != torch.float64
-
-
 def applies(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
-    """Whether the compiled path is turned on, serves these tensors and is worth it."""
+    """Whether the compiled path serves these tensors and, outside a network that is being compiled
+    as a whole, is turned on and worth it."""
+    if torch.compiler.is_compiling():  # it would take sizes that are looked at for fixed
+        return x.dtype != torch.float64
     return (
         _Switch.on
-        and not torch.compiler.is_compiling()  # before sizes, which it would take for fixed
         and x.numel() > _WORTH_IT
         and x.dtype in (torch.float32, torch.bfloat16)
         and alpha.numel() == beta.numel() == 1
@@ -244,8 +194,7 @@ def _is_even(offsets: Sequence[float], steps: Sequence[int]) -> bool:
 @lru_cache(maxsize=64)
 def _forward_kernel(steps: tuple[int, ...], offset: float, soft: bool, plan: Plan) -> Kernel:
     def forward(x: Tensor, alpha: Tensor, beta: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
-        climbed = level(x.float() * beta, steps, soft, plan, numbers) - offset
-        return ((climbed * alpha).to(x.dtype),)
+        return (_output(x, alpha, beta, steps, offset, soft, plan, numbers),)
 
     return _compiled(forward)
 
@@ -258,12 +207,27 @@ def _backward_kernel(
         x: Tensor, grad_y: Tensor, alpha: Tensor, beta: Tensor, numbers: Tensor, window: Tensor
     ) -> tuple[Tensor, ...]:
         grad_x, of_alpha, of_beta = _gradients(
-            x.float(), grad_y.float(), alpha, beta, steps, offset, soft, plan, numbers,
-            window_plan, window,
+            x.float(), grad_y.float(), alpha, beta, steps, offset, soft, plan, window_plan,
+            numbers, window,
         )  # fmt: skip
         return grad_x.to(x.dtype), of_alpha.sum(), of_beta.sum()
 
     return _compiled(backward, contract=True)
+
+
+def _output(
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    steps: tuple[int, ...],
+    offset: float,
+    soft: bool,
+    plan: Plan,
+    numbers: Numbers,
+) -> Tensor:
+    y = (level(x.float() * beta, steps, soft, plan, numbers) - offset) * alpha
+    # PyTorch 2.11 loses the gradient of a result that is converted to the type it has already.
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 def _gradients(
@@ -275,8 +239,8 @@ def _gradients(
     offset: float,
     soft: bool,
     plan: Plan,
-    numbers: Numbers,
     window_plan: Plan,
+    numbers: Numbers,
     window: Numbers,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of x, and of each value what it adds to those of alpha and beta."""
@@ -284,6 +248,25 @@ def _gradients(
     climbed = level(u, steps, soft, plan, numbers) - offset
     grad_u = grad_y * (alpha * window[0]) * slope(u, steps, offset, window_plan, window)
     return grad_u * beta, grad_y * climbed, grad_u * x
+
+
+def _traced_gradients(
+    x: Tensor, grad_y: Tensor, alpha: Tensor, beta: Tensor, *how: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of x, alpha and beta; in a network that is being compiled, so of any alpha and beta."""
+    shapes = alpha.shape, beta.shape
+    in_order = alpha.numel() == beta.numel() == 1 and x.dim() == 4
+    if in_order:  # a sum in another order than that of memory takes many times as long on a GPU
+        x, grad_y = x.permute(0, 2, 3, 1), grad_y.permute(0, 2, 3, 1)
+        alpha, beta = _scalar(alpha), _scalar(beta)
+    grad_x, *others = _gradients(x.float(), grad_y.float(), alpha, beta, *how)
+    if in_order:
+        grad_x, others = grad_x.permute(0, 3, 1, 2), [other.sum() for other in others]
+    grad_alpha, grad_beta = (
+        other.reshape(shape) if in_order else other.sum_to_size(shape)
+        for other, shape in zip(others, shapes, strict=True)
+    )
+    return grad_x.to(x.dtype), grad_alpha, grad_beta
 
 
 def _compiled(function: Callable[..., tuple[Tensor, ...]], contract: bool = False) -> Kernel:

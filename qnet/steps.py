@@ -22,14 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qnet.fused import (
-    applies,
-    fused_backward,
-    fused_forward,
-    is_traced,
-    traced_backward,
-    traced_forward,
-)
+from qnet.fused import applies, fused_backward, fused_forward
 from qnet.staircase import (
     Stairs,
     Temperature,
@@ -69,13 +62,10 @@ class Quantize(torch.autograd.Function):
         ctx.temperature, ctx.window = temperature, window
         dtype = compute_dtype(x)
         stairs = stairs_of(thresholds, steps, dtype)
-        fused = None
-        if is_traced(x):
-            fused = traced_forward(x, alpha, beta, stairs, offset, temperature)
-        elif applies(x, alpha, beta):
+        if applies(x, alpha, beta):
             fused = fused_forward(x, alpha, beta, stairs, offset, temperature)
-        if fused is not None:
-            return fused
+            if fused is not None:
+                return fused
         y = torch.empty_like(x)
         for rows in chunks(x):
             u = x[rows].to(dtype) * part_of(beta, x, rows).to(dtype)
@@ -92,16 +82,8 @@ class Quantize(torch.autograd.Function):
         dtype = compute_dtype(x)
         stairs = stairs_of(thresholds, ctx.steps, dtype)
         temperature, window = ctx.temperature, ctx.window
-        if window is not None and not need_thresholds:
-            grads = None
-            if is_traced(x):
-                grads = traced_backward(
-                    x, grad_y, alpha, beta, stairs, ctx.offset, temperature, window
-                )
-            elif applies(x, alpha, beta):
-                grads = fused_backward(
-                    x, grad_y, alpha, beta, stairs, ctx.offset, temperature, window
-                )
+        if window is not None and not need_thresholds and applies(x, alpha, beta):
+            grads = fused_backward(x, grad_y, alpha, beta, stairs, ctx.offset, temperature, window)
             if grads is not None:
                 return *grads, None, None, None, None, None
 
