@@ -2,7 +2,7 @@
 
 Reads data/prepared, checkpoints/fp.safetensors,
 and of params.yaml: seed, model.keep, model.quantize, cluster, weights.levels, activations.sites,
-runtime.
+data.bad_images, runtime.
 Writes checkpoints/weight_clusters.json, checkpoints/activation_clusters.json and metrics/cluster.
 """
 

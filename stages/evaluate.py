@@ -41,7 +41,8 @@ def main(params: Params) -> None:
         count = prepared_like(info, ", or use --folder").counts[name]
         source = f"{PREPARED}, {name}"
         batches = evaluation_images(name, params, info, runtime)
-    scores, actual, predicted = _score(checkpoint.model, batches, -(-count // batch_size))
+    steps = -(-count // batch_size)
+    scores, actual, predicted = _score(checkpoint.model, batches, steps, runtime.device)
     confusion = confusion_matrix(actual, predicted, len(info.classes))
     print(f"{arguments.checkpoint}: {checkpoint.architecture}, {len(info.classes)} classes")
     print(f"{source}: {len(actual)} images")
@@ -95,10 +96,10 @@ def _folder(folder: Path, info: DatasetInfo) -> Split:
 
 @torch.no_grad()
 def _score(
-    model: nn.Module, batches: BatchSource, count: int
+    model: nn.Module, batches: BatchSource, count: int, device: torch.device
 ) -> tuple[dict[str, float], Tensor, Tensor]:
     """Loss, top-1 and top-5 on all images; the class of each and the one it is taken for."""
-    scores, actual, predicted = Scores(), [], []
+    scores, actual, predicted = Scores(device), [], []
     for images, labels in bar(batches.ordered(), count, "evaluate"):
         logits = model(images).float()
         scores.add(logits, labels, F.cross_entropy(logits, labels))

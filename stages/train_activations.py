@@ -3,7 +3,7 @@
 Reads data/prepared, checkpoints/fp.safetensors, checkpoints/weights.safetensors,
 checkpoints/activation_clusters.json,
 and of params.yaml: seed, augment, model.keep, model.quantize, cluster.images, cluster.activations,
-activations, runtime.
+activations, data.bad_images, runtime.
 Writes checkpoints/activations.safetensors, metrics/train_activations and, for TensorBoard,
 runs/train_activations.
 """

@@ -1,7 +1,7 @@
 """Stage train_fp: the full-precision network, which later phases start from and learn from.
 
 Reads data/prepared, the file in model.pretrained if there is one,
-and of params.yaml: seed, augment, model.name, model.pretrained, fp, runtime.
+and of params.yaml: seed, augment, model.name, model.pretrained, fp, data.bad_images, runtime.
 Writes checkpoints/fp.safetensors, metrics/train_fp and, for TensorBoard, runs/train_fp.
 """
 

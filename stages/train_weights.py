@@ -1,7 +1,7 @@
 """Stage train_weights: the network with quantized weights and full-precision activations.
 
 Reads data/prepared, checkpoints/fp.safetensors, checkpoints/weight_clusters.json,
-and of params.yaml: seed, augment, weights, runtime.
+and of params.yaml: seed, augment, weights, data.bad_images, runtime.
 Writes checkpoints/weights.safetensors, metrics/train_weights and, for TensorBoard,
 runs/train_weights.
 """

@@ -1,0 +1,127 @@
+"""A training step as a CUDA graph. Without a CUDA device a stand-in shows when it is recorded."""
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from qnet.graphs import GraphedStep
+
+EAGER = 3  # steps before recording
+
+
+class StandIn:
+    """In place of a CUDA graph: counts what would be recorded and replayed, and runs neither."""
+
+    recorded = replayed = 0
+    recording = False
+
+    @contextmanager
+    def record(self, graph, **options):
+        self.recording = True
+        try:
+            yield
+            self.recorded += 1
+        finally:
+            self.recording = False
+
+    def replay(self):
+        self.replayed += 1
+
+
+class Steps:
+    """A step that notes which images it sees, and may fail where it is recorded."""
+
+    def __init__(self, cuda, fails=False):
+        self.cuda, self.fails = cuda, fails
+        self.seen, self.inputs = [], []
+
+    def __call__(self, images, labels):
+        self.inputs.append(images)
+        if self.cuda.recording:
+            if self.fails:
+                raise RuntimeError("operation not permitted when stream is capturing\nat line 1")
+            return
+        self.seen.append(images[0].item())
+
+
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    stand_in = StandIn()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: stand_in)
+    monkeypatch.setattr(torch.cuda, "graph", stand_in.record)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return stand_in
+
+
+def batch(number):
+    return torch.full((2,), float(number)), torch.full((2,), number)
+
+
+def test_it_is_recorded_once_and_then_replayed_on_new_images(cuda):
+    step = Steps(cuda)
+    graphed = GraphedStep(step)
+    for number in range(EAGER + 4):
+        graphed(*batch(number))
+    assert step.seen == [0, 1, 2]
+    assert (cuda.recorded, cuda.replayed) == (1, 4)
+    assert all(images is step.inputs[0] for images in step.inputs)  # where a replay reads them
+    assert step.inputs[0].tolist() == [EAGER + 3] * 2
+
+
+def test_a_changed_step_is_recorded_anew(cuda):
+    step = Steps(cuda)
+    graphed = GraphedStep(step)
+    for number in range(EAGER + 1):
+        graphed(*batch(number))
+    graphed.forget()
+    for number in range(EAGER + 1):
+        graphed(*batch(number))
+    assert step.seen == [0, 1, 2] * 2
+    assert (cuda.recorded, cuda.replayed) == (2, 2)
+
+
+def test_a_step_that_cannot_be_recorded_is_made_as_it_is(cuda):
+    step = Steps(cuda, fails=True)
+    graphed = GraphedStep(step)
+    for number in range(EAGER):
+        graphed(*batch(number))
+    with pytest.warns(UserWarning, match="could not be recorded as a CUDA graph") as warned:
+        graphed(*batch(EAGER))
+    assert str(warned[0].message).endswith(
+        "RuntimeError: operation not permitted when stream is capturing"
+    )
+    graphed(*batch(EAGER + 1))
+    assert step.seen == [0, 1, 2, 3, 4]
+    assert cuda.replayed == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_device_it_trains_as_plain_steps_do():
+    def trained(graph: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(8, 4).cuda()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def step(images, labels):
+            optimizer.zero_grad(set_to_none=False)
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        run = GraphedStep(step) if graph else step
+        for _ in range(8):
+            run(torch.randn(16, 8).cuda(), torch.randint(4, (16,)).cuda())
+        return model.weight.detach().cpu()
+
+    assert torch.equal(trained(True), trained(False))
