@@ -23,9 +23,7 @@ _WORTH_IT = 2**18  # values; below, starting a kernel costs as much as it saves
 _UNROLLED = 7  # hard thresholds compared one by one; of more, the nearest is computed
 _FAR = 14.0  # σ of this is 1 but for 1e-6
 _RADII = (0, 1, 3)  # few, so that a rising T compiles few kernels: at most three each way
-_LONGEST = (
-    32  # terms that a kernel sums; the loop is unrolled, and compiling takes longer with each
-)
+_LONGEST = 32  # terms that a kernel sums, in a loop unrolled: compiling takes longer with each
 
 Kernel = Callable[..., tuple[Tensor, ...]]
 
