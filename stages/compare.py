@@ -154,7 +154,7 @@ def _experiments(commits: int) -> list[dict[str, Any]]:
         experiment
         for commit in json.loads(done.stdout)
         for experiment in commit.get("experiments") or []
-        if not experiment.get("executor")  # queued, running or failed
+        if (experiment.get("executor") or {}).get("state", "success") == "success"
     ]
     revisions = [revision for found in finished for revision in found.get("revs") or []]
     read = (_read(revision.get("data") or {}) for revision in revisions)

@@ -79,6 +79,8 @@ def test_every_command_works(clone):
             wait_for_queue(clone)
         if command.startswith(("dvc metrics diff", "dvc exp show")):
             assert "top1" in output, f"{command}\n{output}"
+        if command.startswith("python -m stages.compare"):
+            assert {"2/1", "2/2", "2/3", "2/4"} <= set(output.split()), output
 
 
 def wait_for_queue(clone: Path) -> None:

@@ -79,12 +79,15 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         None,
     ]
     stale = experiment(99, 99, 99)  # metrics of other parameters than those beside them
+    done = {"state": "success", "name": "dvc-task"}
     content = [
         {"data": data(stale), "experiments": None},
         {
             "data": data(stale),
             "experiments": [
-                *({"revs": [{"data": data(found)}], "executor": None} for found in runs),
+                *({"revs": [{"data": data(found)}], "executor": None} for found in runs[:2]),
+                # as from a queue
+                *({"revs": [{"data": data(found)}], "executor": done} for found in runs[2:]),
                 {"revs": [{"data": data(stale)}], "executor": {"state": "running"}},
             ],
         },
