@@ -23,6 +23,7 @@ from qnet.files import write_bytes
 from qnet.layers import insert_quantizers
 from qnet.levels import LevelSet
 from qnet.models import build_model
+from qnet.packing import packed_state, unpacked_state
 from qnet.quantizer import Quantizer, quantizers
 
 FORMAT = 1
@@ -38,11 +39,17 @@ class Checkpoint:
     dataset: DatasetInfo
 
 
-def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, packed: bool = False) -> None:
     """Write `checkpoint` to `path`, whole or not at all; the same network gives the same bytes.
 
+    Args:
+        path: the file.
+        checkpoint: the network.
+        packed: write what is deployed (`qnet.packing`), which computes the same but cannot be
+            trained further, for the weights that quantization began with are not in it.
+
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or the network not be packed.
     """
     description = {
         "format": FORMAT,
@@ -50,15 +57,19 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "dataset": checkpoint.dataset.to_dict(),
         "quantizers": {name: _describe(q) for name, q in quantizers(checkpoint.model)},
     }
+    state = checkpoint.model.state_dict()
+    if packed:
+        description["packed"] = True
+        state = packed_state(checkpoint.model)
     tensors = {
         name: tensor.detach().cpu().contiguous().clone()  # safetensors refuses shared memory
-        for name, tensor in checkpoint.model.state_dict().items()
+        for name, tensor in state.items()
     }
     write_bytes(path, save(tensors, metadata={KEY: json.dumps(description, sort_keys=True)}))
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a network written by `save_checkpoint` and put it on `device`, in eval mode.
+    """Read a network that `save_checkpoint` wrote, packed or not: on `device`, in eval mode.
 
     Raises:
         UserError: the file is missing, truncated, foreign, of another format, or does not fit the
@@ -92,6 +103,11 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{path} has an incomplete description ({reason}); make it anew") from None
+    if description.get("packed"):
+        try:
+            tensors = unpacked_state(model, tensors)
+        except UserError as error:
+            raise UserError(f"{path} is damaged: {error}; make it anew") from None
     if differences := misfit(model.state_dict(), tensors):
         raise UserError(f"{path} does not fit {architecture}: {differences}")
     model.load_state_dict(tensors)

@@ -1,18 +1,17 @@
 """A checkpoint describes itself, comes back the same, and a wrong one is refused in one line."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 import qnet
-from qnet.checkpoint import KEY, Checkpoint, load_checkpoint, load_model, save_checkpoint
+from qnet.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from qnet.errors import UserError
 from qnet.layers import insert_quantizers
 from qnet.levels import activation_levels, weight_levels
 from qnet.quantizer import Quantizer, quantizers
+from tests.files import rewrite
 from tests.tiny import network
 
 NAME = "tests.tiny:network"
@@ -106,17 +105,6 @@ def test_a_truncated_file(path, keep):
 def test_a_foreign_file(path):
     save_file({"weight": torch.zeros(2)}, path)
     refuse(path, "not written by qnet")
-
-
-def rewrite(path, change):
-    """Save the file again with its tensors and description changed."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        description = json.loads(file.metadata()[KEY])
-    tensors = load_file(path)
-    change(tensors, description)
-    save_file(tensors, path, metadata={KEY: json.dumps(description)})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""What is deployed of a network: weights as packed integers, and nothing that only training needs.
+
+    quantized weight      uint8 [⌈values · bits / 8⌉]: for each value, in the order of a contiguous
+                          tensor, the place of its level in the level set, counted from 0; bits
+                          follow each other, the least significant of a value and of a byte first
+    its quantizer         α
+    everything else       as in the state dict
+
+β and the thresholds of weights, temperatures and the counters of batch norm are left out, so the
+tensors take as many bytes as `qnet.size.model_bytes` counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qnet.errors import UserError
+from qnet.levels import LevelSet
+from qnet.quantizer import Quantizer, quantizers
+
+_SLOT = "weight_quantizer"
+
+
+def packed_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of `model` that its outputs in eval mode depend on, quantized weights packed.
+
+    Raises:
+        UserError: no weight is quantized, or a quantized one has two names.
+    """
+    weights = dict(_weights(model))
+    if not weights:
+        raise UserError("no weight is quantized: nothing to pack")
+    left_out, state = _left_out(model), model.state_dict(keep_vars=True)
+    for name, quantizer in weights.items():
+        weight = state[name]
+        names = [other for other, tensor in state.items() if tensor is weight]
+        if len(names) > 1:
+            raise UserError(f"{' and '.join(names)} are one weight, which cannot be packed")
+        state[name] = pack(quantizer.integers(weight), quantizer.level_set)
+    return {name: tensor for name, tensor in state.items() if name not in left_out}
+
+
+def unpacked_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of what `packed_state` gave, for `model` with new quantizers.
+
+    Their β is 1 and their thresholds are uniform, so a weight may be its level. What does not fit
+    `model` is passed on as it is.
+
+    Raises:
+        UserError: a packed weight holds something that is no level of its set.
+    """
+    own = model.state_dict()
+    state = {name: own[name] for name in _left_out(model)} | dict(packed)
+    for name, quantizer in _weights(model):
+        levels, shape = quantizer.level_set, own[name].shape
+        found = packed.get(name)
+        if found is None or found.dtype != torch.uint8:
+            continue
+        if found.shape == ((shape.numel() * levels.bits + 7) // 8,):
+            try:
+                state[name] = unpack(found, levels, shape.numel()).to(own[name]).view(shape)
+            except IndexError:
+                raise UserError(f"{name} holds what is no level of {levels.name}") from None
+    return state
+
+
+def pack(integers: Tensor, levels: LevelSet) -> Tensor:
+    """Levels of any shape -> uint8 [⌈values · bits / 8⌉], on the processor."""
+    places = np.searchsorted(levels.values, integers.cpu().numpy().ravel())
+    bits = np.empty((places.size, levels.bits), dtype=np.uint8)
+    for place in range(levels.bits):
+        bits[:, place] = places >> place & 1
+    return torch.from_numpy(np.packbits(bits, bitorder="little"))
+
+
+def unpack(packed: Tensor, levels: LevelSet, count: int) -> Tensor:
+    """The inverse of `pack`: uint8 -> int64 [count].
+
+    Raises:
+        IndexError: the bits stand for more than there are levels.
+    """
+    bits = np.unpackbits(packed.cpu().numpy(), count=count * levels.bits, bitorder="little")
+    places = bits.reshape(count, levels.bits) @ (1 << np.arange(levels.bits))
+    return torch.from_numpy(np.array(levels.values)[places])
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    """Name and quantizer of each quantized weight."""
+    for name, quantizer in quantizers(model):
+        if name.endswith(_SLOT):
+            yield name.removesuffix(_SLOT) + "weight", quantizer
+
+
+def _left_out(model: nn.Module) -> set[str]:
+    """Names in the state dict of `model` of what its outputs in eval mode do not depend on."""
+    names = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
+    for name, _ in quantizers(model):
+        own = ("temperature", "beta", "thresholds") if name.endswith(_SLOT) else ("temperature",)
+        names |= {f"{name}.{tensor}" for tensor in own}
+    return names

@@ -1,0 +1,44 @@
+"""Write a checkpoint as it is deployed, its weights packed: `python -m stages.pack --help`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qnet.checkpoint import load_checkpoint, save_checkpoint
+from qnet.errors import UserError
+from qnet.params import Params
+from qnet.size import full_precision_bytes, model_bytes
+from stages.common import Parser, run
+
+
+def main(params: Params) -> None:
+    """Pack the checkpoint that the command line names and print how large it has become."""
+    arguments = _arguments()
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    try:
+        save_checkpoint(arguments.output, checkpoint, packed=True)
+    except UserError as error:
+        raise UserError(f"{arguments.checkpoint}: {error}") from None
+    size = model_bytes(checkpoint.model)
+    described = arguments.output.stat().st_size - size
+    print(
+        f"{arguments.output}: {size:,} bytes of network, "
+        f"{full_precision_bytes(checkpoint.model) / size:.1f}× less than in full precision, "
+        f"and {described:,} that describe it"
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m stages.pack",
+        description="Write a checkpoint as it is deployed: weights packed at their bits, and "
+        "nothing that only training needs. The file is read as any checkpoint is.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="such as checkpoints/activations.safetensors")
+    parser.add_argument("output", type=Path, help="the file to write, such as packed.safetensors")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,54 @@
+"""`python -m stages.pack`: a file as large as the metrics say, read as any checkpoint is."""
+
+import pytest
+import torch
+
+from qnet.checkpoint import Checkpoint, load_model, save_checkpoint
+from qnet.layers import insert_quantizers
+from qnet.levels import weight_levels
+from qnet.quantizer import Quantizer
+from qnet.size import model_bytes
+from tests.pipeline import run, write_params
+from tests.tiny import network
+
+TRAINED, PACKED = "checkpoints/weights.safetensors", "checkpoints/packed.safetensors"
+
+
+@pytest.fixture
+def trained(tmp_path, tiny_info):
+    """A network with quantized weights, whose checkpoint lies in a project with params.yaml."""
+    model = network(3, 1, 8).eval()
+    insert_quantizers(model, weights={"3": Quantizer(weight_levels(2), alpha=0.1, beta=10.0)})
+    write_params(tmp_path)
+    save_checkpoint(tmp_path / TRAINED, Checkpoint(model, "tests.tiny:network", tiny_info))
+    return model
+
+
+def refused(folder, *arguments):
+    output = run("pack", folder, *arguments, status=2)
+    assert output.count("\n") == 1
+    return output
+
+
+def test_the_packed_file_computes_the_same(trained, tmp_path):
+    output = run("pack", tmp_path, TRAINED, PACKED)
+    size, length = model_bytes(trained), (tmp_path / PACKED).stat().st_size
+    assert output.startswith(f"{PACKED}: {size:,} bytes of network, ")
+    assert output.endswith(f"and {length - size:,} that describe it\n")
+    images = torch.randn(8, 1, 8, 8)
+    assert torch.equal(load_model(tmp_path / PACKED)(images), trained(images))
+
+
+def test_what_cannot_be_packed_is_named(trained, tmp_path, tiny_info):
+    full = Checkpoint(network(3, 1, 8).eval(), "tests.tiny:network", tiny_info)
+    save_checkpoint(tmp_path / "fp.safetensors", full)
+    message = "error: fp.safetensors: no weight is quantized: nothing to pack\n"
+    assert refused(tmp_path, "fp.safetensors", PACKED) == message
+    assert not (tmp_path / PACKED).exists()
+    assert "none does not exist; " in refused(tmp_path, "none", PACKED)
+    assert "the following arguments are required: " in refused(tmp_path, TRAINED)
+
+
+def test_where_it_cannot_be_written(trained, tmp_path):
+    (tmp_path / "file").touch()
+    assert "file/packed could not be written (" in refused(tmp_path, TRAINED, "file/packed")
