@@ -138,7 +138,7 @@ def _quantizer(function: Function, clusters: Clusters) -> nn.Module:
         return SoftQuantizer(clusters)
     exact = function == "soft"
     quantizer = Quantizer.from_clusters(
-        clusters, forward_mode=function, backward_temperature=None if exact else 4.0
+        clusters, forward_mode=function, backward_temperature="exact" if exact else 4.0
     )
     quantizer.set_temperature(TEMPERATURE)
     return quantizer

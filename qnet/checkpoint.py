@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from qnet.data import DatasetInfo
-from qnet.errors import UserError
+from qnet.errors import UserError, some
 from qnet.files import write_bytes
 from qnet.layers import insert_quantizers
 from qnet.levels import LevelSet
@@ -170,5 +170,4 @@ def misfit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str
         for name, tensor in expected.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
-    more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-    return ", ".join(differences[:3]) + more
+    return some(differences)

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """A mistake in a parameter, a file or an argument.
 
     The message is one line: the parameter or file, its value, what is allowed, what to do.
     """
+
+
+def one_line(error: Exception) -> str:
+    """What another library's `error` says, as part of such a message."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three of `names`, and how many more there are."""
+    more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +13,8 @@ from qnet.data import BatchSource
 from qnet.distributed import total
 from qnet.errors import UserError
 from qnet.runtime import Runtime
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 class Scores:
@@ -50,33 +55,48 @@ class Scores:
         return {"loss": loss / count, "top1": 100 * (top1 / count), "top5": 100 * (top5 / count)}
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, batches: BatchSource, runtime: Runtime) -> dict[str, float]:
     """`loss`, `top1` and `top5` of `model` in eval mode on all of `batches`.
 
     Raises:
         UserError: none of their images could be read.
     """
-    model.eval()
-    scores = Scores(runtime.device)
-    for images, labels in batches.ordered():
-        with runtime.autocast():
-            logits = model(images).float()
-        scores.add(logits, labels, F.cross_entropy(logits, labels))
-    return scores.read(batches.name)
+    return evaluate_classes(model, batches, runtime)[0]
 
 
 @torch.no_grad()
-def predict(model: nn.Module, batches: BatchSource, runtime: Runtime) -> tuple[Tensor, Tensor]:
-    """The true class of each image and the one that `model` in eval mode gives it.
+def evaluate_classes(
+    model: nn.Module,
+    batches: BatchSource,
+    runtime: Runtime,
+    progress: Progress = lambda batches: batches,
+) -> tuple[dict[str, float], Tensor, Tensor]:
+    """What `evaluate` gives, and what `model` takes each image for.
+
+    Args:
+        model: the network; left in eval mode.
+        batches: the images.
+        runtime: the device and its arithmetic.
+        progress: wraps the batches: where a bar can be drawn.
 
     Returns:
-        Two tensors int64 [N] on the processor.
+        The scores, and two int64 [N] on the processor: the class of each image and the one that
+        the network gives it; with several processes, of the images of this one.
+
+    Raises:
+        UserError: none of the images could be read.
     """
     model.eval()
+    scores = Scores(runtime.device)
     actual, predicted = [], []
-    for images, labels in batches.ordered():
+    for images, labels in progress(batches.ordered()):
         with runtime.autocast():
-            predicted.append(model(images).argmax(dim=1))
+            logits = model(images).float()
+        scores.add(logits, labels, F.cross_entropy(logits, labels))
         actual.append(labels)
-    return torch.cat(actual).cpu(), torch.cat(predicted).cpu()
+        predicted.append(logits.argmax(dim=1))
+    return scores.read(batches.name), _joined(actual), _joined(predicted)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts).cpu() if parts else torch.empty(0, dtype=torch.int64)

@@ -28,7 +28,7 @@ from qnet.staircase import (
 )
 from qnet.steps import Quantize
 
-BackwardTemperature = float | Literal["straight_through"] | None
+BackwardTemperature = float | Literal["exact", "straight_through"]
 
 
 class Quantizer(nn.Module):
@@ -45,8 +45,8 @@ class Quantizer(nn.Module):
         beta: scale of the input; likewise.
         forward_mode: the function while training, "hard" or "soft".
         temperature: T of the soft function.
-        backward_temperature: the gradient is the soft function's at this temperature; None: at T;
-            "straight_through": that of a straight line, alpha beta between the outermost levels
+        backward_temperature: the gradient is the soft function's at this temperature; "exact": at
+            T; "straight_through": that of a straight line, alpha beta between the outermost levels
             and zero beyond.
 
     Raises:
@@ -78,12 +78,12 @@ class Quantizer(nn.Module):
         if forward_mode not in ("hard", "soft"):
             raise UserError(f"forward_mode {forward_mode!r}: unknown; use hard or soft")
         if isinstance(backward_temperature, str):
-            if backward_temperature != "straight_through":
+            if backward_temperature not in ("exact", "straight_through"):
                 raise UserError(
                     f"backward_temperature {backward_temperature!r}: unknown; use a number above "
-                    "zero, None or 'straight_through'"
+                    "zero, 'exact' or 'straight_through'"
                 )
-        elif backward_temperature is not None:
+        else:
             _check_temperature("backward_temperature", backward_temperature)
         if thresholds is None:
             thresholds = [(low + high) / 2 for low, high in pairwise(levels.values)]
@@ -132,9 +132,11 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize x: finite values of any shape and floating type; gives the same."""
         soft = self.force_soft or (self.training and self.forward_mode == "soft")
-        window: Window | None = self.backward_temperature
-        if window is None:
+        window: Window
+        if self.backward_temperature == "exact":
             window = self.temperature.clone()  # torch.compile accepts no tensor twice
+        else:
+            window = self.backward_temperature
         return Quantize.apply(
             x,
             self.alpha,
@@ -163,11 +165,10 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Levels, mode and temperatures."""
-        backward: object = self.backward_temperature
-        backward = "exact" if backward is None else backward
         return (
             f"levels={self.level_set.name}, forward_mode={self.forward_mode}, "
-            f"temperature={self.temperature.item():g}, backward_temperature={backward}"
+            f"temperature={self.temperature.item():g}, "
+            f"backward_temperature={self.backward_temperature}"
         )
 
     def _load_from_state_dict(

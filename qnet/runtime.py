@@ -137,8 +137,6 @@ def _has_bfloat16(device: torch.device) -> bool:
 def _processor_has_bfloat16() -> bool:
     """AMX has. Instructions of AVX-512 alone are fast on AMD; on an Intel Xeon they made a step of
     ResNet-20 1.4 times as long as float32."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # before PyTorch 2.11
-        return False
     found = torch.cpu.get_capabilities()
     intel = "intel" in str(found.get("cpu_name", "")).lower()
     return bool(found.get("amx_bf16") or (found.get("avx512_bf16") and not intel))

@@ -16,7 +16,7 @@ then stands in for the gradient of either form.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -137,7 +137,7 @@ def soft_steps(
     thresholds: Tensor,
     steps: Sequence[int],
     temperature: Temperature,
-    backward_temperature: Temperature | None = None,
+    backward_temperature: Temperature | Literal["exact"] = "exact",
 ) -> Tensor:
     """The soft staircase Σ s_i σ(T (x - b_i)), differentiable in x and thresholds.
 
@@ -146,12 +146,12 @@ def soft_steps(
         thresholds: [n], strictly increasing, in units of x.
         steps: the n heights s_i.
         temperature: T.
-        backward_temperature: temperature of the gradient; None: T, the exact gradient.
+        backward_temperature: temperature of the gradient; "exact": T.
 
     Returns:
         Tensor like x, between 0 and Σ s_i.
     """
-    window = temperature if backward_temperature is None else backward_temperature
+    window = temperature if backward_temperature == "exact" else backward_temperature
     one = x.new_ones(())
     return Quantize.apply(x, one, one, thresholds, steps, 0.0, temperature, window)
 

@@ -37,7 +37,7 @@ def alike(model: nn.Module) -> list[list[QuantizedLayer]]:
         if (
             isinstance(quantizer, Quantizer)
             and quantizer.forward_mode == "hard"
-            and quantizer.backward_temperature is not None
+            and quantizer.backward_temperature != "exact"
             and quantizer.alpha.numel() == quantizer.beta.numel() == 1
             and weight.numel() <= _SMALL
         ):

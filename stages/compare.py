@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from qnet.errors import UserError
-from qnet.levels import weight_levels
 from qnet.params import Params
 from stages.common import METRICS, Parser, run
+from stages.pairs import FULL, Pair, pairs
 
-FULL = 32  # bits of what is not quantized
 LISTED = 3  # parameters that a row names
 FULL_PRECISION = ("data", "augment", "model.name", "model.pretrained", "fp")
 DEPENDS = {  # sections that shape the network of a stage, beside the seed
@@ -33,15 +32,13 @@ class Group:
 
     Attributes:
         pair: W/A.
-        bits: of a weight and of an activation.
         settings: the parameters that shaped them, by dotted name.
         by_seed: top-1 in percent and what it is below full precision, by seed.
         bytes: size of the network.
         on_test: whether its epochs were chosen on the test set.
     """
 
-    pair: str
-    bits: tuple[int, int]
+    pair: Pair
     settings: dict[str, Any]
     bytes: int
     on_test: bool
@@ -79,7 +76,7 @@ def main(params: Params) -> None:
         from stages.charts import Point, draw_comparison  # matplotlib takes a second to import
 
         points = [
-            Point(found.pair, found.top1, found.spread, setting)
+            Point(found.pair.name, found.top1, found.spread, setting)
             for found, setting in reversed(list(zip(groups, settings, strict=True)))
         ]
         draw_comparison(arguments.picture, points)
@@ -92,11 +89,11 @@ def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
         experiments: each with `params`, the content of params.yaml, and `metrics`, that of each
             training stage's metrics.json.
     """
-    groups: dict[tuple[str, str], Group] = {}
+    groups: dict[tuple[Pair, str], Group] = {}
     for experiment in experiments:
         tree, metrics = experiment["params"], experiment["metrics"]
         flat = dict(_flat(tree))
-        for stage, pair, bits in _networks(tree):
+        for stage, pair in _networks(tree):
             found = metrics[stage]
             settings = {
                 name: value
@@ -106,22 +103,23 @@ def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
             key = (pair, json.dumps(settings, sort_keys=True))
             top1 = found["test"]["top1"]
             chosen = found["selected_on"] == "test"
-            mine = groups.setdefault(key, Group(pair, bits, settings, found["bytes"], chosen))
+            mine = groups.setdefault(key, Group(pair, settings, found["bytes"], chosen))
             mine.by_seed[tree["seed"]] = top1, metrics["train_fp"]["test"]["top1"] - top1
-    return sorted(groups.values(), key=lambda found: (-found.bits[0] * found.bits[1], found.pair))
+    return sorted(groups.values(), key=lambda found: _order(found.pair))
 
 
-def _networks(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """Stage, W/A and bits of each network that this params.yaml trains."""
-    levels = weight_levels(tree["weights"]["levels"])
-    spec = tree["activations"]["bits"]
-    weights = (str(FULL), FULL) if levels is None else (levels.name, levels.bits)
-    activations = FULL if spec == "full" else int(spec)
-    yield "train_fp", f"{FULL}/{FULL}", (FULL, FULL)
-    if weights[1] != FULL:
-        yield "train_weights", f"{weights[0]}/{FULL}", (weights[1], FULL)
-    if activations != FULL:
-        yield "train_activations", f"{weights[0]}/{activations}", (weights[1], activations)
+def _order(pair: Pair) -> tuple[int, str]:
+    return -pair.weights * pair.activations, pair.name
+
+
+def _networks(tree: Mapping[str, Any]) -> Iterator[tuple[str, Pair]]:
+    """Stage and W/A of each network that this params.yaml trains."""
+    found = pairs(tree["weights"]["levels"], tree["activations"]["bits"])
+    yield "train_fp", found["train_fp"]
+    if found["train_weights"].weights != FULL:
+        yield "train_weights", found["train_weights"]
+    if found["train_activations"].activations != FULL:
+        yield "train_activations", found["train_activations"]
 
 
 def _arguments() -> argparse.Namespace:
@@ -196,13 +194,13 @@ def _differences(groups: list[Group]) -> list[str]:
 
 
 def _print_table(groups: list[Group], settings: list[str]) -> None:
-    width = max(len("W/A"), *(len(found.pair) for found in groups))
+    width = max(len("W/A"), *(len(found.pair.name) for found in groups))
     print(f"{'W/A':>{width}} {'top-1 %':>8} {'±':>5} {'seeds':>5} {'loss':>6} {'bytes':>11}")
     for found, setting in zip(groups, settings, strict=True):
         spread = "" if found.spread is None else f"{found.spread:.2f}"
         mark = "*" if found.on_test else " "
         line = (
-            f"{found.pair:>{width}} {found.top1:8.2f} {spread:>5} {len(found.by_seed):5} "
+            f"{found.pair.name:>{width}} {found.top1:8.2f} {spread:>5} {len(found.by_seed):5} "
             f"{found.loss:6.2f} {found.bytes:11,} {mark} {setting}"
         )
         print(line.rstrip())

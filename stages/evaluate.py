@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from qnet.checkpoint import load_checkpoint
 from qnet.data import Batches, BatchSource, DatasetInfo, Split
 from qnet.data.folder import load_class_folders
 from qnet.data.prepared import SPLITS
-from qnet.evaluation import Scores
+from qnet.evaluation import evaluate_classes
 from qnet.params import Params
 from qnet.runtime import start
 from stages.common import PREPARED, Parser, run, write_json
@@ -42,7 +42,12 @@ def main(params: Params) -> None:
         source = f"{PREPARED}, {name}"
         batches = evaluation_images(name, params, info, runtime)
     steps = -(-count // batch_size)
-    scores, actual, predicted = _score(checkpoint.model, batches, steps, runtime.device)
+    scores, actual, predicted = evaluate_classes(
+        checkpoint.model,
+        batches,
+        replace(runtime, mixed=False),
+        lambda batches: bar(batches, steps, "evaluate"),
+    )
     confusion = confusion_matrix(actual, predicted, len(info.classes))
     print(f"{arguments.checkpoint}: {checkpoint.architecture}, {len(info.classes)} classes")
     print(f"{source}: {len(actual)} images")
@@ -92,20 +97,6 @@ def _folder(folder: Path, info: DatasetInfo) -> Split:
     for note in notes:
         print(f"evaluate: {note}")
     return split
-
-
-@torch.no_grad()
-def _score(
-    model: nn.Module, batches: BatchSource, count: int, device: torch.device
-) -> tuple[dict[str, float], Tensor, Tensor]:
-    """Loss, top-1 and top-5 on all images; the class of each and the one it is taken for."""
-    scores, actual, predicted = Scores(device), [], []
-    for images, labels in bar(batches.ordered(), count, "evaluate"):
-        logits = model(images).float()
-        scores.add(logits, labels, F.cross_entropy(logits, labels))
-        actual.append(labels)
-        predicted.append(logits.argmax(dim=1))
-    return scores.read(batches.name), torch.cat(actual).cpu(), torch.cat(predicted).cpu()
 
 
 def _per_class(classes: tuple[str, ...], confusion: Tensor) -> list[tuple[str, int, float | None]]:

@@ -14,11 +14,10 @@ from qnet.quantizer import Quantizer
 
 def quantizer_from(clusters: dict[str, Any], params: QuantizedTrainingParams) -> Quantizer:
     """A quantizer that starts with these `clusters` and is trained as `params` say."""
-    backward = params.backward_temperature
     return Quantizer.from_clusters(
         Clusters.from_dict(clusters),
         forward_mode=params.forward,
-        backward_temperature=None if backward == "exact" else backward,
+        backward_temperature=params.backward_temperature,
     )
 
 
@@ -34,7 +33,7 @@ def treat_weights(model: nn.Module, params: ActivationsParams) -> list[Quantizer
         quantizer.forward_mode = "soft" if params.weights == "soft" else "hard"
         weight.requires_grad_(not frozen)
         quantizer.requires_grad_(params.weight_scales and not frozen)
-        exact = quantizer.backward_temperature is None
+        exact = quantizer.backward_temperature == "exact"
         if params.weights == "soft" or (exact and not frozen):
             annealed.append(quantizer)
     return annealed

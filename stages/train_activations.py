@@ -46,7 +46,7 @@ def main(params: Params) -> None:
         inputs=[FP, ACTIVATION_CLUSTERS, WEIGHTS],
         teacher=load_checkpoint(FP, runtime.device).model,
         annealed=[*found.values(), *annealed],
-        epochs=bool(found),
+        train=bool(found),
     )
     draw_clusters(METRICS / "train_activations" / "pictures", clusters)
 

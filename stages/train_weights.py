@@ -48,7 +48,7 @@ def main(params: Params) -> None:
         inputs=[FP, WEIGHT_CLUSTERS],
         teacher=load_checkpoint(FP, runtime.device).model,
         annealed=list(found.values()),
-        epochs=bool(found),
+        train=bool(found),
     )
 
 

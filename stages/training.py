@@ -11,7 +11,7 @@ from torch import nn
 
 from qnet.checkpoint import Checkpoint, save_checkpoint
 from qnet.distributed import leave
-from qnet.evaluation import evaluate, predict
+from qnet.evaluation import evaluate, evaluate_classes
 from qnet.models import source_files
 from qnet.params import Params, TrainingParams
 from qnet.quantizer import Quantizer
@@ -37,7 +37,7 @@ def train_stage(
     inputs: Sequence[Path] = (),
     teacher: nn.Module | None = None,
     annealed: Sequence[Quantizer] = (),
-    epochs: bool = True,
+    train: bool = True,
 ) -> None:
     """Train the network of `checkpoint`, score it, and write checkpoint, metrics and curves.
 
@@ -50,13 +50,13 @@ def train_stage(
         out: where the trained checkpoint goes.
         inputs: files, beside the prepared data, that the result depends on.
         teacher: the network to distil from.
-        annealed: the quantizers that this phase is about.
-        epochs: False to pass the network on as it is.
+        annealed: the quantizers whose temperature follows the schedule.
+        train: False to pass the network on as it is.
     """
     settings: TrainingParams = getattr(params, section)
     resume = resume_file(f"{stage}-{_key(params, section, checkpoint.architecture, inputs)}")
     history = History()
-    if epochs:
+    if train:
         data = training_data(params, section, checkpoint.dataset, runtime)
         trainer = Trainer(
             checkpoint.model, settings, data, runtime,
@@ -93,9 +93,10 @@ def _write_scores(
         evaluation_images(split, params, checkpoint.dataset, exact)
         for split in ("test", "validation")
     )
+    scores, actual, predicted = evaluate_classes(checkpoint.model, test, exact)
     size = model_bytes(checkpoint.model)
     metrics = {
-        "test": evaluate(checkpoint.model, test, exact),
+        "test": scores,
         "validation": evaluate(checkpoint.model, validation, exact),
         "best_epoch": history.best_epoch,
         "selected_on": settings.select_on,
@@ -103,7 +104,7 @@ def _write_scores(
         "compression": full_precision_bytes(checkpoint.model) / size,
     }
     write_json(METRICS / stage / "metrics.json", metrics)
-    write_confusion(stage, checkpoint.dataset.classes, *predict(checkpoint.model, test, exact))
+    write_confusion(stage, checkpoint.dataset.classes, actual, predicted)
 
 
 def _key(params: Params, section: str, architecture: str, inputs: Sequence[Path]) -> str:

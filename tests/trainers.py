@@ -49,7 +49,7 @@ def soft_weights(settings, data):
     """A trainer with soft weights whose gradient follows T: all that freezing has to undo."""
     run = trainer("activations", settings, data)
     for quantizer in run.weight_quantizers:
-        quantizer.forward_mode, quantizer.backward_temperature = "soft", None
+        quantizer.forward_mode, quantizer.backward_temperature = "soft", "exact"
     return run
 
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from qnet.data.pixels import fill, for_each, to_pixels
 from qnet.data.prepared import Split
 from qnet.data.raw import Progress, Raw, class_names
-from qnet.errors import UserError
+from qnet.errors import UserError, one_line, some
 
 _LAYOUT = "train/<class>/ and test/<class>/ with images in them"
 _GRAY = ("1", "L", "LA", "La")  # and I, I;16, ...: 16 bits
@@ -99,8 +99,8 @@ def load_class_folders(
     lacking = [name for name in classes if name not in found]
     others = [name for name in found if name not in classes]
     if lacking or others:
-        differences = [f"lacks {_some(lacking)}"] if lacking else []
-        differences += [f"has {_some(others)} besides"] if others else []
+        differences = [f"lacks {some(lacking)}"] if lacking else []
+        differences += [f"has {some(others)} besides"] if others else []
         raise UserError(
             f"{folder}: {' and '.join(differences)}: it must hold one folder for each of the "
             f"{len(classes)} classes, with its name"
@@ -200,11 +200,6 @@ def _notes(heads: Sequence[_Head], size: int, passed: Sequence[Path]) -> list[st
     return notes
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
 def _read_all(
     paths: Sequence[Path], size: int, channels: int, progress: Progress | None
 ) -> np.ndarray:
@@ -225,5 +220,4 @@ def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not an image: replace or remove it") from error
     except Exception as error:  # PIL raises a dozen kinds for damaged files
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read ({reason}): replace or remove it") from error
+        raise UserError(f"{path}: cannot be read ({one_line(error)}): replace or remove it") from error

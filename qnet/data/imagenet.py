@@ -24,7 +24,7 @@ from qnet.data.manifest import Listing
 from qnet.data.prepared import DatasetInfo
 from qnet.data.raw import Progress, class_names
 from qnet.data.splits import hold_out
-from qnet.errors import UserError
+from qnet.errors import UserError, some
 
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -169,7 +169,7 @@ def _find(
     lacking = sorted(set(range(len(classes))) - set(labels.tolist()))
     if lacking:
         raise UserError(
-            f"{root / 'val.txt'}: names no picture of {_some([classes[k] for k in lacking])} "
+            f"{root / 'val.txt'}: names no picture of {some([classes[k] for k in lacking])} "
             f"(label {lacking[0]}): every class needs pictures in both lists"
         )
     return classes, listing, test.listing(places, labels), notes
@@ -214,7 +214,7 @@ def _ordered_as_listed(
     missing = [name for k, name in enumerate(folders) if k not in pairs[1]]
     if missing:
         raise UserError(
-            f"{file}: names no picture of {_some(missing)}: add some, or remove the folder from "
+            f"{file}: names no picture of {some(missing)}: add some, or remove the folder from "
             f"{train.folder}"
         )
     return [folders[k] for k in pairs[1]], places, labels
@@ -270,11 +270,6 @@ def _require_same(train: Sequence[str], test: Sequence[str], root: Path) -> None
     ):
         if missing:
             raise UserError(
-                f"{root / there}: lacks the class folder {_some(sorted(missing))} that "
+                f"{root / there}: lacks the class folder {some(sorted(missing))} that "
                 f"{root / here} has: every class needs pictures in both"
             )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

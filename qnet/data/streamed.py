@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 from qnet.data.batches import WHOLE, Augment, Normalise, Part, require_full_batch
 from qnet.data.manifest import Listing
 from qnet.data.prepared import DatasetInfo
-from qnet.errors import UserError
+from qnet.errors import UserError, one_line
 
 Order = tuple[list[int], list[int] | None]  # places of the pictures, and a seed for each
 Bad = tuple[int, str]  # place of a picture, and why it cannot be read
@@ -174,7 +174,7 @@ class _Pictures(Dataset[Decoded]):
                 try:
                     image = self._decode(chosen, None if seeds is None else seeds[number])
                 except Exception as error:  # PIL raises a dozen kinds for damaged files
-                    bad.append((chosen, " ".join(str(error).split()) or type(error).__name__))
+                    bad.append((chosen, one_line(error)))
                     continue
                 images.append(image)
                 labels.append(int(self.listing.labels[chosen]))

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qnet.errors import UserError
+from qnet.errors import UserError, one_line
 from qnet.models.alexnet import AlexNet
 from qnet.models.resnet import STAGES, ResNet
 from qnet.models.resnet_cifar import CIFAR_DEPTHS, CifarResNet
@@ -113,7 +113,7 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
     except Exception as error:  # importing runs the module, which may raise anything
         raise UserError(
             f"model.name: {name!r} cannot be imported ({type(error).__name__}: "
-            f"{_one_line(error)}); write package.module:function, of a module that Python finds "
+            f"{one_line(error)}); write package.module:function, of a module that Python finds "
             "from here"
         ) from error
     try:
@@ -128,7 +128,7 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"model.name: {name!r} failed ({type(error).__name__}: {_one_line(error)}, in "
+            f"model.name: {name!r} failed ({type(error).__name__}: {one_line(error)}, in "
             f"{where.filename}, line {where.lineno}); mend it, or choose another model"
         ) from error
     if not isinstance(model, nn.Module):
@@ -154,7 +154,7 @@ def _check_shapes(model: nn.Module, name: str, classes: int, channels: int, size
     except Exception as error:
         raise UserError(
             f"model.name: {name!r} cannot take images of data.size {size} and data.channels "
-            f"{channels} ({_one_line(error)}); choose another data.size or another model"
+            f"{channels} ({one_line(error)}); choose another data.size or another model"
         ) from error
     finally:
         for module, training in modes:
@@ -177,7 +177,3 @@ def _run_on_meta(model: nn.Module, shape: tuple[int, ...]) -> object:
 
 def _nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     return get_close_matches(name, list(known), n=count, cutoff=0.0)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

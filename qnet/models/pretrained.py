@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qnet.checkpoint import misfit
-from qnet.errors import UserError
+from qnet.errors import UserError, one_line
 from qnet.models.resnet import STAGES
 
 State = dict[str, Tensor]
@@ -110,7 +110,7 @@ def _from_torchvision(name: str, source: str) -> tuple[str, State]:
         )
     except Exception as error:  # of the network, of the disk, or of a damaged file
         raise UserError(
-            f"model.pretrained: {weights} could not be downloaded ({_one_line(error)}); run it "
+            f"model.pretrained: {weights} could not be downloaded ({one_line(error)}); run it "
             f"again with a network, or put {weights.url} into {torch.hub.get_dir()}/checkpoints"
         ) from error
     return f"{weights} of torchvision", {
@@ -132,7 +132,7 @@ def _from_file(path: Path) -> State:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"model.pretrained: {path} is not a whole safetensors file ({_one_line(error)}); "
+                f"model.pretrained: {path} is not a whole safetensors file ({one_line(error)}); "
                 "get it again"
             ) from error
     if path.suffix in _TORCH_SUFFIXES:
@@ -208,7 +208,3 @@ def _remedy(state: State, expected: State) -> str:
 
 def _below(name: str, state: State) -> State:
     return {key: tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -140,7 +140,7 @@ class Case:
 
     weights: Staircase | None = None
     activations: Staircase | None = None
-    backward_temperature: float | None = None  # of activations; None: T
+    backward_temperature: float | Literal["exact"] = "exact"  # of activations
     hard_weights: bool = False
 
 
@@ -176,7 +176,8 @@ class SoftActivation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, alpha, beta = ctx.saved_tensors
         staircase, temperature = ctx.site.staircase, ctx.site.temperature
-        window = staircase.window(beta * x, ctx.site.backward_temperature or temperature)
+        own = ctx.site.backward_temperature
+        window = staircase.window(beta * x, temperature if own == "exact" else own)
         grad_alpha = (grad * staircase.soft(beta * x, temperature)).sum()
         return grad * alpha * beta * window, grad_alpha, (grad * alpha * x * window).sum(), None
 
@@ -186,7 +187,9 @@ class TextbookReLU(nn.Module):
 
     temperature: float
 
-    def __init__(self, staircase: Staircase, backward_temperature: float | None) -> None:
+    def __init__(
+        self, staircase: Staircase, backward_temperature: float | Literal["exact"]
+    ) -> None:
         super().__init__()
         self.staircase, self.backward_temperature = staircase, backward_temperature
         beta = torch.tensor(START_OF_ACTIVATION_BETA, dtype=torch.float64)
@@ -288,7 +291,7 @@ def library(case: Case, dtype: torch.dtype, section: Any) -> Trajectory:
             beta = start_of_beta(model[int(name)].weight, case.weights)
             mode = "hard" if case.hard_weights else "soft"
             weights[name] = quantizer(
-                case.weights, beta, dtype, forward_mode=mode, backward_temperature=None
+                case.weights, beta, dtype, forward_mode=mode, backward_temperature="exact"
             ).requires_grad_(not case.hard_weights)
     if case.activations is not None:
         for name in RELUS:

@@ -134,7 +134,8 @@ def test_one_kernel_serves_every_size_scale_and_temperature(small: None) -> None
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize(
-    ("forward_mode", "window", "plans"), [("hard", 4.0, 1), ("hard", None, 3), ("soft", None, 3)]
+    ("forward_mode", "window", "plans"),
+    [("hard", 4.0, 1), ("hard", "exact", 3), ("soft", "exact", 3)],
 )
 def test_a_whole_schedule_of_temperatures_needs_few_kernels(
     small: None,

@@ -76,7 +76,7 @@ def test_set_temperature() -> None:
 
 
 def test_repr_says_what_matters() -> None:
-    text = repr(Quantizer(WEIGHTS[1], temperature=7.5, backward_temperature=None))
+    text = repr(Quantizer(WEIGHTS[1], temperature=7.5, backward_temperature="exact"))
     assert text == (
         "Quantizer(levels=2, forward_mode=hard, temperature=7.5, backward_temperature=exact)"
     )

@@ -105,11 +105,6 @@ def test_auto_is_bfloat16_where_the_processor_is_faster_with_it(
     assert not runtime._has_bfloat16(torch.device("cpu"))
 
 
-def test_auto_is_float32_where_pytorch_cannot_tell(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert not runtime._has_bfloat16(torch.device("cpu"))
-
-
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True)])
 def test_auto_is_bfloat16_on_cuda_from_ampere_on(capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

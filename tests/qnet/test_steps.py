@@ -39,7 +39,7 @@ def test_soft_forward_and_gradients_are_the_textbook_s(
         beta=torch.tensor(1.1, dtype=torch.float64),
         forward_mode="soft",
         temperature=temperature,
-        backward_temperature=None,
+        backward_temperature="exact",
     )
     arguments = (x, quantizer.alpha, quantizer.beta)
     expected = textbook_soft(*arguments, quantizer.thresholds, levels, quantizer.temperature.item())
@@ -90,7 +90,7 @@ def test_gradcheck(levels: LevelSet) -> None:
         beta=scale(1),
         forward_mode="soft",
         temperature=3.0,
-        backward_temperature=None,
+        backward_temperature="exact",
     ).double()
 
     def call(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -168,14 +168,14 @@ def test_hard_steps_take_the_gradient_of_soft_steps() -> None:
 def test_hard_mode_without_backward_temperature_uses_the_soft_function_s() -> None:
     levels = WEIGHTS[3]
     x = values_for(levels, 30).requires_grad_()
-    quantizer = Quantizer(levels, temperature=6.0, backward_temperature=None).double()
+    quantizer = Quantizer(levels, temperature=6.0, backward_temperature="exact").double()
     soft = textbook_soft(x, *(torch.ones(2, 1).double()), quantizer.thresholds, levels, 6.0)
     close(*(torch.autograd.grad(y.sum(), x)[0] for y in (quantizer(x), soft)))
 
 
 def test_gradient_is_of_the_temperature_of_the_forward_pass() -> None:
     x = torch.tensor([0.3], requires_grad=True)
-    quantizer = Quantizer(WEIGHTS[0], temperature=2.0, backward_temperature=None)
+    quantizer = Quantizer(WEIGHTS[0], temperature=2.0, backward_temperature="exact")
     y = quantizer(x)
     (expected,) = torch.autograd.grad(y, x, retain_graph=True)
     quantizer.set_temperature(50.0)

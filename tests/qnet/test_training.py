@@ -213,7 +213,7 @@ def test_a_network_is_compiled_once_whatever_t_is(params, data, monkeypatch):
     def soft(runtime):
         run = trainer("activations", settings, data, runtime)
         for quantizer in run.annealed:
-            quantizer.forward_mode, quantizer.backward_temperature = "soft", None
+            quantizer.forward_mode, quantizer.backward_temperature = "soft", "exact"
         return run
 
     compilations = []

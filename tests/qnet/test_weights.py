@@ -94,7 +94,7 @@ def test_what_stands_ready_goes_when_a_step_fails() -> None:
 def odd_ones() -> Iterator[Quantizer]:
     """Each differs from `Quantizer(LEVELS)` in what keeps it from being quantized together."""
     yield Quantizer(LEVELS, forward_mode="soft")
-    yield Quantizer(LEVELS, backward_temperature=None)
+    yield Quantizer(LEVELS, backward_temperature="exact")
     yield Quantizer(LEVELS, backward_temperature=2.0)
     yield Quantizer(LEVELS, alpha=torch.ones(4, 1))
     yield Quantizer(LEVELS, thresholds=uneven(LEVELS))

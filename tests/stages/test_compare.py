@@ -37,7 +37,7 @@ def experiment(fp: float, weights: float, activations: float, **changes: Any) ->
 
 def test_experiments_that_differ_in_the_seed_only_are_one_row():
     found = group([experiment(90, 89, 86), experiment(92, 91, 87, seed=1), experiment(90, 89, 86)])
-    assert [row.pair for row in found] == ["32/32", "1/32", "1/2"]
+    assert [row.pair.name for row in found] == ["32/32", "1/32", "1/2"]
     full, weights, both = found
     assert (full.top1, weights.top1, both.top1) == (91, 90, 86.5)
     assert (full.loss, weights.loss, both.loss) == (0, 1, 4.5)
@@ -47,7 +47,7 @@ def test_experiments_that_differ_in_the_seed_only_are_one_row():
 
 def test_a_parameter_of_a_later_stage_does_not_part_the_networks_before_it():
     found = group([experiment(90, 89, 86), experiment(90, 89, 80, activations__bits=1)])
-    assert [row.pair for row in found] == ["32/32", "1/32", "1/2", "1/1"]
+    assert [row.pair.name for row in found] == ["32/32", "1/32", "1/2", "1/1"]
     assert found[0].spread is None
 
 
@@ -59,7 +59,7 @@ def test_what_is_not_quantized_has_no_row():
             experiment(90, 89, 88, weights__levels="3pm4", activations__bits=4),
         ]
     )
-    assert [row.pair for row in found] == ["32/32", "3pm4/32", "32/2", "1/32", "3pm4/4"]
+    assert [row.pair.name for row in found] == ["32/32", "3pm4/32", "32/2", "1/32", "3pm4/4"]
 
 
 @pytest.fixture

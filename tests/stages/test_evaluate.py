@@ -10,7 +10,7 @@ from PIL import Image
 
 from qnet.checkpoint import Checkpoint, save_checkpoint
 from qnet.data import Batches, save_prepared
-from qnet.evaluation import evaluate, predict
+from qnet.evaluation import evaluate_classes
 from qnet.runtime import Runtime
 from tests.pipeline import run, write_params
 from tests.tiny import network
@@ -57,10 +57,11 @@ def test_a_split_is_scored_as_the_library_does(split, fill, tmp_path):
     output = run("evaluate", tmp_path, CHECKPOINT, "--split", split, "--json", "out/scores.json")
     found = json.loads((tmp_path / "out" / "scores.json").read_text())
     batches = Batches(splits[split], checkpoint.dataset, batch_size=500, device="cpu")
-    for name, value in evaluate(checkpoint.model, batches, EXACT).items():
+    scores, actual, predicted = evaluate_classes(checkpoint.model, batches, EXACT)
+    for name, value in scores.items():
         assert found[name] == pytest.approx(value, rel=1e-5)
     confusion = torch.zeros(3, 3, dtype=torch.int64)
-    for pair in zip(*predict(checkpoint.model, batches, EXACT), strict=True):
+    for pair in zip(actual, predicted, strict=True):
         confusion[pair] += 1
     assert found["confusion"] == confusion.tolist()
     assert found["images"] == len(splits[split])

@@ -211,9 +211,9 @@ def test_weights_while_activations_are_trained(weights, scales, workspace):
 @pytest.mark.parametrize(
     ("weights", "backward", "follows"),
     [
-        ("frozen", None, False),
+        ("frozen", "exact", False),
         ("hard", 4.0, False),
-        ("hard", None, True),
+        ("hard", "exact", True),
         ("soft", 4.0, True),
     ],
 )
