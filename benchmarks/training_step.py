@@ -7,7 +7,8 @@ over images in memory, with the optimizer and the arithmetic of params.yaml; qua
 come (hard, gradient at temperature 4) and stand at the inputs of 18 layers. It does not distil
 unless said otherwise: the baseline does not. Compiled are the quantizers, or where said the whole
 step. All take turns in one process that flushes denormal numbers to zero. Memory is what a process
-grows by at most during two steps, beyond libraries, compiling and data, workers left out.
+grows by at most during two steps, beyond libraries, compiling and data, workers left out. W/A
+are the bits of weights and of activations; fp is full precision.
 
     python -m benchmarks.training_step
 """

@@ -97,15 +97,10 @@ class Trainer:
         self.phase = phase
         self.seed = seed
         self.progress = progress
-        self.teacher: Callable[[Tensor], Tensor] | None = None
         self.annealed = annealed
         self.batch_norms = _batch_norms(model)
-        if isinstance(params, QuantizedTrainingParams) and params.freeze_bn_affine:
-            for norm in self.batch_norms:
-                norm.requires_grad_(False)
-        if isinstance(params, QuantizedTrainingParams) and params.scale_lr == 0:
-            for _, quantizer in quantizers(model):
-                quantizer.requires_grad_(False)
+        self._check(teacher)
+        _freeze(model, params)
         self.weight_quantizers = [quantizer for _, quantizer in quantized_weights(model)]
         self.frozen_at_first = [
             parameter
@@ -113,11 +108,6 @@ class Trainer:
             for parameter in (weight, *quantizer.parameters())
             if parameter.requires_grad
         ]
-        if _distillation(params) > 0 and teacher is None:
-            raise ValueError(f"{phase}.distillation is above 0 and no teacher was given")
-        check_batch_norm(model, params, phase)
-        if params.select_on == "test" and data.test is None:
-            raise ValueError(f"{phase}.select_on is test and no test images were given")
         if world() > 1:
             synchronise_batch_norm(model)
         skip_relus(model)
@@ -134,9 +124,18 @@ class Trainer:
         self.scores = Scores(runtime.device)
         self.graph = GraphedStep(self._step) if runtime.graphs else None
         self.weights_learn = True
+        self.teacher: Callable[[Tensor], Tensor] | None = None
         if _distillation(params) > 0 and teacher is not None:
             taught_by = folded(teacher)
             self.teacher = CompiledNetwork(taught_by) if self.whole else taught_by
+
+    def _check(self, teacher: nn.Module | None) -> None:
+        """Raise an error if something is missing that the parameters ask for."""
+        check_batch_norm(self.model, self.params, self.phase)
+        if _distillation(self.params) > 0 and teacher is None:
+            raise ValueError(f"{self.phase}.distillation is above 0 and no teacher was given")
+        if self.params.select_on == "test" and self.data.test is None:
+            raise ValueError(f"{self.phase}.select_on is test and no test images were given")
 
     def fit(
         self,
@@ -333,6 +332,18 @@ class Trainer:
                 soft = evaluate(self.model, self.data.validation, self.runtime)
             row["validation_soft_top1"] = soft["top1"]
         return row
+
+
+def _freeze(model: nn.Module, params: TrainingParams) -> None:
+    """Hold still what `params` say does not learn."""
+    if not isinstance(params, QuantizedTrainingParams):
+        return
+    if params.freeze_bn_affine:
+        for norm in _batch_norms(model):
+            norm.requires_grad_(False)
+    if params.scale_lr == 0:
+        for _, quantizer in quantizers(model):
+            quantizer.requires_grad_(False)
 
 
 def check_batch_norm(model: nn.Module, params: TrainingParams, phase: str) -> None:

@@ -1,1 +1,1 @@
-"""The pipeline's stages, one module each: read params.yaml, call qnet, write outputs."""
+"""The pipeline's five stages, the tools beside them, and what they share."""

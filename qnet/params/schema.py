@@ -204,7 +204,7 @@ class ClusterParams(Section):
 
 
 class RuntimeParams(Section):
-    """Where and how fast; never what comes out."""
+    """Where and how fast: no part of the experiment, though its last digits depend on it."""
 
     device: Device
     precision: Literal["auto", "float32", "bfloat16"]
