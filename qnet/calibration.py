@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qnet.errors import UserError
+from qnet.errors import UserError, some
 from qnet.histogram import Histogram
 
 
@@ -27,7 +27,8 @@ def activation_histograms(
         batches: what the model is called with, one after another.
 
     Raises:
-        UserError: a site is never called, for example because another module uses its weight.
+        UserError: a site is never called, for example because another module uses its weight; or
+            there are no batches.
     """
     histograms = {site: Histogram(f"activations at {site}") for site in sites}
     handles = []
@@ -40,24 +41,58 @@ def activation_histograms(
             handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         model.eval()
+        seen = 0
         for batch in batches:
             model(batch)
+            seen += 1
     finally:
         for handle in handles:
             handle.remove()
-    unused = [site for site, histogram in histograms.items() if histogram.count == 0]
+    if seen == 0:
+        raise UserError("activation_histograms: no batches; give at least one")
+    _refuse(model, [site for site, histogram in histograms.items() if histogram.count == 0])
+    return histograms
+
+
+@torch.no_grad()
+def check_called(model: nn.Module, sites: Sequence[str], images: Tensor) -> None:
+    """Have `model`, in eval mode, see `images`, and refuse sites that it does not call.
+
+    Raises:
+        UserError: as `activation_histograms` does.
+    """
+    unused = set(sites)
+    handles = [
+        model.get_submodule(site).register_forward_pre_hook(
+            lambda module, args, site=site: unused.discard(site)
+        )
+        for site in sites
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    _refuse(model, [site for site in sites if site in unused])
+
+
+def _refuse(model: nn.Module, unused: Sequence[str]) -> None:
+    """Raise a `UserError` for sites that the network never calls, if there are any."""
     if unused and isinstance(model.get_submodule(unused[0]), nn.ReLU):
         raise UserError(
             f"activations.sites: 'relu' quantizes every nn.ReLU, and the network never calls "
-            f"{unused[0]}; remove it from the network, or set activations.sites=input"
+            f"{some(unused)}; remove what it does not use from the network, or set "
+            "activations.sites=input"
         )
     if unused:
         raise UserError(
-            f"model.keep: the network never calls {unused[0]} ({len(unused)} of {len(sites)} such "
-            "layers), whose weight it may use in a way of its own, so it cannot be quantized; add "
-            "the name, or a pattern such as *.attn.*"
+            f"model.keep: the network never calls {some(unused)}, whose weight it may use in a way "
+            "of its own, so it cannot be quantized; add the name, or a pattern such as *.attn.*"
         )
-    return histograms
 
 
 def _output_to(histogram: Histogram) -> Callable[[nn.Module, Any, Tensor], None]:

@@ -25,6 +25,7 @@ from qnet.levels import LevelSet
 from qnet.models import build_model
 from qnet.packing import packed_state, unpacked_state
 from qnet.quantizer import Quantizer, quantizers
+from qnet.runtime import device_named
 
 FORMAT = 1
 KEY = "qnet"
@@ -73,9 +74,10 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
 
     Raises:
         UserError: the file is missing, truncated, foreign, of another format, or does not fit the
-            architecture that it names.
+            architecture that it names; or the device is not there.
     """
     path = Path(path)
+    device = device_named(device)
     if not path.exists():
         raise UserError(
             f"{path} does not exist; run the stage that writes it, with `dvc repro`, or mend the "

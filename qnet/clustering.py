@@ -35,7 +35,7 @@ from torch import Tensor
 from qnet.errors import UserError
 from qnet.histogram import Histogram, condense
 from qnet.kmeans import kmeans
-from qnet.levels import LevelSet
+from qnet.levels import LevelSet, require_levels
 
 __all__ = ["Clusters", "Histogram", "cluster", "cluster_together"]
 
@@ -113,6 +113,7 @@ def cluster(
     Raises:
         UserError: no values, one that is not finite, or an argument that is none of the above.
     """
+    require_levels(levels, name)
     _check(gamma, thresholds, scale, name)
     if isinstance(values, Histogram):
         histogram = values
@@ -148,6 +149,7 @@ def cluster_together(
         UserError: see `cluster`.
     """
     for name, histogram in histograms.items():
+        require_levels(levels, name)
         _check(gamma, thresholds, scale, name)
         if histogram.count == 0:
             raise UserError(f"{name}: no values to cluster; give at least one")

@@ -12,7 +12,7 @@ class UserError(Exception):
     """
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What another library's `error` says, as part of such a message."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 

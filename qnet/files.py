@@ -15,9 +15,11 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     A crash at any moment leaves the old file or the new one, never half of one.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written.
+        UserError: the disk is full, the folder cannot be written, or `path` is one.
     """
     path = Path(path)
+    if path.is_dir():  # "" is the current folder too
+        raise UserError(f"{path} is a folder; give the name of a file")
     part = path.with_name(f".{path.name}.part")  # that of a killed run is overwritten
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +36,23 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     finally:
         with suppress(OSError):  # there is none, or no such folder
             part.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where there is none.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(path, os.W_OK) else "Permission denied"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UserError(
+            f"{path} could not be made ({reason}); free its name, or mend the rights, and run again"
+        )
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -149,6 +149,8 @@ def activation_sites(
     Raises:
         UserError: see `quantizable_layers` and `relu_sites`.
     """
+    if sites not in ("input", "relu"):
+        raise UserError(f"activations.sites: {sites!r}; use input or relu")
     return relu_sites(model) if sites == "relu" else quantizable_layers(model, keep, quantize)
 
 

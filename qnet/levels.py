@@ -116,6 +116,15 @@ def weight_levels(spec: str | int | Sequence[int]) -> LevelSet | None:
     return _WEIGHT_SETS[name]
 
 
+def require_levels(levels: object, of: str) -> None:
+    """Raise a `UserError` for what is no level set."""
+    if not isinstance(levels, LevelSet):
+        raise UserError(
+            f"{of}: levels {levels!r} are no level set; make one with weight_levels or "
+            "activation_levels, other than full"
+        )
+
+
 def activation_levels(spec: str | int, signed: bool = False) -> LevelSet | None:
     """The level set of activations for an entry of params.yaml.
 

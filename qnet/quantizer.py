@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qnet.clustering import Clusters
 from qnet.errors import UserError
-from qnet.levels import LevelSet
+from qnet.levels import LevelSet, require_levels
 from qnet.staircase import (
     Stairs,
     Window,
@@ -75,6 +75,7 @@ class Quantizer(nn.Module):
         backward_temperature: BackwardTemperature = 4.0,
     ) -> None:
         super().__init__()
+        require_levels(levels, "Quantizer")
         if forward_mode not in ("hard", "soft"):
             raise UserError(f"forward_mode {forward_mode!r}: unknown; use hard or soft")
         if isinstance(backward_temperature, str):

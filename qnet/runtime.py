@@ -84,22 +84,39 @@ def seed_for(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch raised `error` because memory ran out, of the host or of a device."""
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def device_named(name: str | torch.device, parameter: str = "device") -> torch.device:
+    """The device of this name.
+
+    Raises:
+        UserError: there is no such device here; the message names `parameter`.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"{parameter} is {name}; it must be cpu, mps, cuda, or cuda:0") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"{parameter} is {name}, and this machine has {torch.cuda.device_count()} CUDA "
+            "devices; use cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"{parameter} is mps, and this machine has none; use cpu")
+    return device
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = accelerator if accelerator is not None else torch.device("cpu")
-    else:
-        device = torch.device(name)
-    if world() > 1 and device.type != "cpu":
-        return _own_device(name, device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"runtime.device is {name}, and this machine has {torch.cuda.device_count()} CUDA "
-            "devices; use auto or cpu"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("runtime.device is mps, and this machine has none; use auto or cpu")
-    return device
+        name = "cpu" if accelerator is None else str(accelerator)
+    if world() > 1 and torch.device(name).type != "cpu":
+        return _own_device(name, torch.device(name))
+    return device_named(name, "runtime.device")
 
 
 def _own_device(name: str, device: torch.device) -> torch.device:

@@ -28,7 +28,7 @@ from qnet.params import ActivationsParams, QuantizedTrainingParams, TrainingPara
 from qnet.quantizer import Quantizer, quantizers, soft_forward
 from qnet.relus import skip_relus
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
-from qnet.runtime import Runtime, seed_for
+from qnet.runtime import Runtime, is_out_of_memory, seed_for
 from qnet.schedules import is_due, learning_rate, temperature_at
 from qnet.weights import QuantizedLayer, alike, quantized_together
 
@@ -154,7 +154,7 @@ class Trainer:
             save_every: the state is kept after every so many epochs, and after the last.
 
         Raises:
-            UserError: the loss is not finite.
+            UserError: the loss is not finite, or memory ran out.
         """
         history = History()
         best = _copy(self.model.state_dict())
@@ -170,7 +170,16 @@ class Trainer:
         # Compiled as a whole, the network gains nothing from it.
         self.together = [] if self.whole else alike(self.model)
         for epoch in range(len(history.rows), self.params.epochs):
-            if self._append(history, self._epoch(epoch)):
+            try:
+                row = self._epoch(epoch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise UserError(
+                    f"{self.phase}.batch_size is {self.params.batch_size}, and memory ran out; use "
+                    "a smaller one, or smaller images (data.size)"
+                ) from error
+            if self._append(history, row):
                 best = _copy(self.model.state_dict())
             if rank() > 0:
                 continue  # the first process writes

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
+from qnet.calibration import check_called
+from qnet.data import DatasetInfo
 from qnet.layers import activation_sites, quantizable_layers
 from qnet.params import Params
 from qnet.training import check_batch_norm
 from stages.data import check_batch_size
 
 
-def check_ahead(params: Params, model: nn.Module) -> None:
+def check_ahead(params: Params, model: nn.Module, info: DatasetInfo) -> None:
     """Check what the layers and the number of images have to do with what is set for later stages.
 
     Raises:
         UserError: `model.keep` or `model.quantize` fits no layer or leaves none, there is nothing
-            at `activations.sites`, or a batch is larger than the training set, or one image for
-            batch norm.
+            at `activations.sites`, or it is never called; or a batch is larger than the training
+            set, or one image for batch norm.
     """
     keep, quantize = params.model.keep, params.model.quantize
     if params.weights.levels != "full":
         quantizable_layers(model, keep, quantize)
         check_batch_size(params, "weights")
         check_batch_norm(model, params.weights, "weights")
-    activation_sites(model, params.activations.sites, keep, quantize)
+    sites = activation_sites(model, params.activations.sites, keep, quantize)
+    check_called(model, sites, torch.zeros(2, info.channels, info.size, info.size))
     if params.activations.bits != "full":
         check_batch_size(params, "activations")
         check_batch_norm(model, params.activations, "activations")

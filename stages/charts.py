@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from stages.common import METRICS
+from stages.common import METRICS, reading
 from stages.pictures import save
 
 CURVES = ("#444444", "#2f6f9f", "#d1495b")
@@ -102,5 +102,8 @@ def _curve(path: Path) -> list[dict[str, str]]:
     """Rows of a curves.csv; none where the stage passed its network on."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    with reading(path), path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+        for row in rows:
+            int(row["epoch"]), float(row["validation_top1"])
+        return rows

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,10 +41,16 @@ def run(stage: Callable[[Params], None], about: str | None = None) -> None:
         stage: the stage.
         about: given where it takes no arguments: what `--help` prints. Any other is an error.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     try:
         if about is not None:
             _refuse_arguments(about)
         stage(load_params())
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read what is printed has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -70,13 +79,24 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: there is none, or it is not whole.
     """
-    try:
+    with reading(path):
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within the context what an earlier stage wrote to `path` is read and taken apart.
+
+    Raises:
+        UserError: the file is missing, or holds something else.
+    """
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; run the stage that writes it, with `dvc repro`"
         ) from None
-    except ValueError:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
         raise UserError(f"{path} is damaged; delete it and run `dvc repro`") from None
 
 

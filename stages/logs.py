@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from qnet.distributed import rank
-from qnet.files import write_text
+from qnet.files import make_folder, write_text
 from qnet.layers import QuantizedConv2d, QuantizedLinear
 from qnet.quantizer import quantizers
 from qnet.training import History, Row
@@ -73,6 +73,7 @@ class Log:
         self.started = time.monotonic()
 
     def __enter__(self) -> Log:
+        make_folder(RUNS / self.stage)  # now, not after the first epoch
         return self
 
     def __exit__(self, *error: object) -> None:

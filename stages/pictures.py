@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qnet.clustering import Clusters
-from qnet.files import write_bytes
+from qnet.files import make_folder, write_bytes
 from qnet.histogram import Histogram
 
 BINS = 160
@@ -47,7 +47,7 @@ def draw_clusters(folder: Path, layers: Mapping[str, Mapping[str, Any]]) -> None
         layers: name → `histogram` (as `coarse` gives it) and `clusters` (as a dict).
     """
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_folder(folder)
     names = iter(layers)
     page = 1
     while chunk := list(islice(names, PANELS)):

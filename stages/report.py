@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qnet.errors import some
 from qnet.params import Params
-from stages.common import METRICS, Parser, read_json, run
+from qnet.params.file import read_yaml
+from stages.common import METRICS, Parser, read_json, reading, run
 from stages.pairs import pairs
 
+LOCK = Path("dvc.lock")
 STAGES = ("train_fp", "train_weights", "train_activations")
 
 
@@ -17,7 +21,7 @@ def main(params: Params) -> None:
     parser = Parser(prog="python -m stages.report", description=__doc__)
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the curves, as PNG")
     picture = parser.parse_args().picture
-    metrics = {stage: read_json(METRICS / stage / "metrics.json") for stage in STAGES}
+    metrics = {stage: _read(METRICS / stage / "metrics.json") for stage in STAGES}
     names = {
         stage: pair.name
         for stage, pair in pairs(params.weights.levels, params.activations.bits).items()
@@ -27,10 +31,57 @@ def main(params: Params) -> None:
         title += " (which chose the epochs: too high)"
     print(title)
     _print_table(metrics, names)
+    if changed := _changed():
+        print(
+            f"params.yaml has changed since the last `dvc repro` ({some(changed)}): the figures "
+            "may be of other parameters"
+        )
     if picture is not None:
         from stages.charts import draw_result  # matplotlib takes a second to import
 
         draw_result(picture, {stage: (names[stage], metrics[stage]) for stage in STAGES})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    metrics = read_json(path)
+    with reading(path):
+        return {
+            "test": {"top1": float(metrics["test"]["top1"])},
+            **{key: metrics[key] for key in ("bytes", "compression", "best_epoch", "selected_on")},
+        }
+
+
+def _changed() -> list[str]:
+    """Names of what params.yaml says otherwise than dvc.lock, which the last `dvc repro` wrote."""
+    if not LOCK.is_file():
+        return []
+    now = read_yaml("params.yaml")
+    with reading(LOCK):
+        before = {
+            name: value
+            for stage in read_yaml(LOCK)["stages"].values()
+            for name, value in stage["params"]["params.yaml"].items()
+        }
+    return sorted(name for name, value in before.items() if _plain(value) != _plain(_at(now, name)))
+
+
+def _at(tree: Any, name: str) -> Any:
+    """The entry of a tree that has this dotted name; None if there is none."""
+    for key in name.split("."):
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    """A tree in which numbers are numbers, however they are written."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def _print_table(metrics: dict[str, Any], names: dict[str, str]) -> None:

@@ -10,15 +10,17 @@ runs/train_activations.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from qnet.checkpoint import Checkpoint, load_checkpoint
+from qnet.clustering import Clusters
 from qnet.errors import UserError
 from qnet.layers import activation_sites, insert_quantizers
 from qnet.params import Params
 from qnet.runtime import Runtime, start
 from stages.clustering import activation_clusters
-from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, read_json
+from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, read_json, reading
 from stages.launch import run
 from stages.pictures import draw_clusters
 from stages.quantizers import quantizer_from, treat_weights
@@ -57,18 +59,24 @@ def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[
     if bits == "full":
         return {}
     if params.activations.thresholds_from == "weights":
-        found = activation_clusters(params, checkpoint, runtime, [bits])
-    else:
-        found = read_json(ACTIVATION_CLUSTERS)
-        sites = activation_sites(
-            checkpoint.model, params.activations.sites, params.model.keep, params.model.quantize
+        return _of(bits, activation_clusters(params, checkpoint, runtime, [bits]))
+    with reading(ACTIVATION_CLUSTERS):
+        found = _of(bits, read_json(ACTIVATION_CLUSTERS))
+        for entry in found.values():
+            Clusters.from_dict(entry["clusters"])
+    sites = activation_sites(
+        checkpoint.model, params.activations.sites, params.model.keep, params.model.quantize
+    )
+    if list(found) != sites:
+        raise UserError(
+            f"activations.sites is {params.activations.sites}, model.keep is "
+            f"{list(params.model.keep)}, and {ACTIVATION_CLUSTERS} was made for others; run "
+            "`dvc repro cluster`"
         )
-        if list(found) != sites:
-            raise UserError(
-                f"activations.sites is {params.activations.sites}, model.keep is "
-                f"{list(params.model.keep)}, and {ACTIVATION_CLUSTERS} was made for others; run "
-                "`dvc repro cluster`"
-            )
+    return found
+
+
+def _of(bits: int, found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         site: {"histogram": entry["histogram"], "clusters": entry["clusters"][str(bits)]}
         for site, entry in found.items()

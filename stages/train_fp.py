@@ -37,7 +37,7 @@ def main(params: Params) -> None:
     model = build_model(
         params.model.name, classes=len(info.classes), channels=info.channels, size=info.size
     )
-    check_ahead(params, model)
+    check_ahead(params, model, info)
     pretrained = params.model.pretrained
     for note in load_pretrained(model, pretrained, name=params.model.name):
         print(f"train_fp: {note}")

@@ -14,7 +14,7 @@ from qnet.layers import insert_quantizers
 from qnet.levels import weight_levels
 from qnet.params import Params
 from qnet.runtime import start
-from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, read_json
+from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, read_json, reading
 from stages.launch import run
 from stages.quantizers import quantizer_from
 from stages.training import train_stage
@@ -26,17 +26,17 @@ def main(params: Params) -> None:
     checkpoint = load_checkpoint(FP, runtime.device)
     clusters = read_json(WEIGHT_CLUSTERS)
     levels = weight_levels(params.weights.levels)
-    if {tuple(entry["clusters"]["levels"]["values"]) for entry in clusters.values()} != (
-        set() if levels is None else {levels.values}
-    ):
+    with reading(WEIGHT_CLUSTERS):
+        found = {
+            layer: quantizer_from(entry["clusters"], params.weights)
+            for layer, entry in clusters.items()
+        }
+    made_for = {quantizer.level_set.values for quantizer in found.values()}
+    if made_for != (set() if levels is None else {levels.values}):
         raise UserError(
             f"weights.levels is {params.weights.levels}, and {WEIGHT_CLUSTERS} was made for "
             "others; run `dvc repro cluster`"
         )
-    found = {
-        layer: quantizer_from(entry["clusters"], params.weights)
-        for layer, entry in clusters.items()
-    }
     insert_quantizers(checkpoint.model, weights=found)
     train_stage(
         "train_weights",

@@ -161,7 +161,8 @@ def _tree(folder: Path) -> tuple[_Files, list[str]]:
         images = [path for path in visible if path.suffix.lower() in known]
         if not images:
             raise UserError(
-                f"{folder / name}: holds no images: put some there, or do without the class"
+                f"{folder / name}: holds no images (links to folders are not followed): put some "
+                "there, or do without the class"
             )
         files.paths.extend(images)
         files.labels.extend([label] * len(images))

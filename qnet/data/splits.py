@@ -53,7 +53,8 @@ def hold_out(labels: Tensor, *, validation: float, seed: int) -> tuple[Tensor, T
     if len(held) == 0:
         raise UserError(
             f"data.validation: {validation} of {len(labels)} training images leaves none to "
-            "validate on: raise it (0.0001 takes one image of each class that has two)"
+            "validate on: give some class a second image, and have it above 0 (0.0001 takes one "
+            "image of each class that has two)"
         )
     return kept, held
 

@@ -62,6 +62,7 @@ def build_model(name: str, *, classes: int, channels: int = 3, size: int = 32) -
             f"allowed: {', '.join(MODELS)}, torchvision/<name> or package.module:function"
         )
     _check_shapes(model, name, classes, channels, size)
+    _check_state(model, name)
     return model
 
 
@@ -110,7 +111,7 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
     try:
         function = getattr(importlib.import_module(module), attribute)
         signature = inspect.signature(function)
-    except Exception as error:  # importing runs the module, which may raise anything
+    except (Exception, SystemExit) as error:  # importing runs the module, which may do anything
         raise UserError(
             f"model.name: {name!r} cannot be imported ({type(error).__name__}: "
             f"{one_line(error)}); write package.module:function, of a module that Python finds "
@@ -125,7 +126,7 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
         ) from error
     try:
         model = function(classes=classes, channels=channels, size=size)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
             f"model.name: {name!r} failed ({type(error).__name__}: {one_line(error)}, in "
@@ -140,39 +141,69 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
 
 
 def _check_shapes(model: nn.Module, name: str, classes: int, channels: int, size: int) -> None:
-    """Raise UserError unless two images of this size give two rows of logits."""
+    """Raise UserError unless two images of this size give two rows of logits, in both modes."""
     shape = (2, channels, size, size)
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        try:
-            logits = _run_on_meta(model, shape)
-        except Exception:
-            # Perhaps only an operation that the meta device lacks: really computing decides.
-            with torch.no_grad():
-                logits = model(torch.zeros(shape))
+        for training in (False, True):
+            model.train(training)
+            logits = _logits(model, shape)
+            if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+                got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                mode = " while training" if training else ""
+                raise UserError(
+                    f"model.name: {name!r} gives {got}{mode} for two images of data.size {size}, "
+                    f"where [2, {classes}], one logit per class, is expected; choose another "
+                    "data.size or model"
+                )
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"model.name: {name!r} cannot take images of data.size {size} and data.channels "
             f"{channels} ({one_line(error)}); choose another data.size or another model"
         ) from error
     finally:
-        for module, training in modes:
-            module.training = training
-    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        for module, mode_before in modes:
+            module.training = mode_before
+
+
+def _check_state(model: nn.Module, name: str) -> None:
+    """Raise UserError unless the model can be trained and kept."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(
-            f"model.name: {name!r} gives {got} for two images of data.size {size}, where "
-            f"[2, {classes}], one logit per class, is expected; choose another data.size or model"
+            f"model.name: {name!r} returned a model without a parameter to train; return one whose "
+            "parameters require a gradient"
         )
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"model.name: {name!r} returned a model whose state holds {key}, a "
+                f"{type(value).__name__}; only tensors can be kept in a checkpoint: leave it out"
+            )
 
 
 @torch.no_grad()
+def _logits(model: nn.Module, shape: tuple[int, ...]) -> object:
+    """What `model` gives for images of this shape; its state stays as it is."""
+    try:
+        return _run_on_meta(model, shape)
+    except Exception:
+        # Perhaps only an operation that the meta device lacks: really computing decides.
+        state = {key: value.clone() for key, value in _state(model).items()}
+        return torch.func.functional_call(model, state, torch.zeros(shape), tie_weights=False)
+
+
 def _run_on_meta(model: nn.Module, shape: tuple[int, ...]) -> object:
     """Propagate shapes without computing: milliseconds even for a thousand layers."""
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    on_meta = {key: torch.empty_like(value, device="meta") for key, value in state.items()}
-    return torch.func.functional_call(model, on_meta, torch.empty(shape, device="meta"))
+    state = {key: torch.empty_like(value, device="meta") for key, value in _state(model).items()}
+    # tie_weights would leave a module that has two names on the meta device.
+    images = torch.empty(shape, device="meta")
+    return torch.func.functional_call(model, state, images, tie_weights=False)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from qnet import UserError, activation_histograms, quantizable_layers
+from qnet.calibration import check_called
 
 
 class Borrower(nn.Module):
@@ -24,9 +25,18 @@ def test_a_layer_that_is_never_called_is_named() -> None:
     model = Borrower()
     sites = quantizable_layers(model)
     assert sites == ["called", "borrowed"]
-    message = r"model\.keep: the network never calls borrowed \(1 of 2 such layers\)"
+    message = r"model\.keep: the network never calls borrowed, whose weight"
     with pytest.raises(UserError, match=message):
         activation_histograms(model, sites, [torch.ones(3, 2)])
+
+
+def test_it_is_named_before_there_is_anything_to_look_at() -> None:
+    model = Borrower().train()
+    with pytest.raises(UserError, match=r"model\.keep: the network never calls borrowed, whose"):
+        check_called(model, ["called", "borrowed"], torch.ones(3, 2))
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    check_called(model, ["called"], torch.ones(3, 2))
 
 
 def test_what_is_called_is_seen() -> None:
@@ -52,3 +62,8 @@ def test_a_relu_that_is_never_called_has_a_remedy_of_its_own() -> None:
     model.relu = nn.ReLU()
     with pytest.raises(UserError, match=r"never calls relu; .* activations\.sites=input"):
         activation_histograms(model, ["relu"], [torch.ones(3, 2)])
+
+
+def test_no_batches() -> None:
+    with pytest.raises(UserError, match="no batches; give at least one"):
+        activation_histograms(Borrower(), ["called"], [])

@@ -138,3 +138,21 @@ def test_a_full_disk_leaves_the_old_file(path, checkpoint, monkeypatch):
         save_checkpoint(path, checkpoint)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "device is gpu; it must be cpu, mps, cuda"),
+        ("cuda:99", "device is cuda:99, and this machine has"),
+    ],
+)
+def test_a_device_that_is_not_there(device, message, path):
+    with pytest.raises(UserError, match=message):
+        load_model(path, device)
+
+
+@pytest.mark.parametrize("name", [".", ""])
+def test_a_folder_in_place_of_a_file_to_write(name, checkpoint):
+    with pytest.raises(UserError, match=r"^\. is a folder; give the name of a file$"):
+        save_checkpoint(name, checkpoint)

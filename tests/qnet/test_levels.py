@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qnet.clustering import cluster
 from qnet.errors import UserError
 from qnet.levels import LevelSet, activation_levels, weight_levels
+from qnet.quantizer import Quantizer
 
 WEIGHTS = {
     "1": ((-1, 1), 1),
@@ -131,3 +133,11 @@ def test_bad_lists_are_refused(spec: list[int], problem: str) -> None:
 def test_a_level_set_checks_itself() -> None:
     with pytest.raises(UserError, match="symmetric about zero, or starting at zero"):
         LevelSet("mine", (1, 2))
+
+
+@pytest.mark.parametrize("levels", [None, 2, "2"])
+def test_what_is_no_level_set_is_refused_where_one_is_taken(levels):
+    with pytest.raises(UserError, match=rf"^weights: levels {levels!r} are no level set; make one"):
+        cluster([1.0, 2.0], levels, name="weights")
+    with pytest.raises(UserError, match=rf"^Quantizer: levels {levels!r} are no level set"):
+        Quantizer(levels)

@@ -4,6 +4,7 @@ import sys
 import types
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -260,3 +261,65 @@ def test_own_models_that_do_not_fit(own_module: types.ModuleType) -> None:
         build("missing")
     with pytest.raises(UserError, match=r"cannot be imported.*No module named 'no_such_package'"):
         build_model("no_such_package.models:f", classes=3)
+
+
+class Linear(nn.Linear):
+    """A network of one layer, which `how` says something of."""
+
+    def __init__(self, classes: int, channels: int, size: int, how: str = "") -> None:
+        super().__init__(channels * size**2, classes)
+        self.how = how
+        self.requires_grad_(how != "frozen")
+
+    def forward(self, input: torch.Tensor) -> Any:
+        logits = super().forward(input.flatten(1))
+        if self.training and self.how == "raises":
+            raise ValueError("no training today")
+        return (logits, logits) if self.training and self.how == "pair" else logits
+
+
+class WithExtra(Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"x": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "message"),
+    [
+        (Linear, "pair", r"gives tuple while training for two images"),
+        (Linear, "raises", r"cannot take images of data.size 4 .*no training today"),
+        (Linear, "frozen", "without a parameter to train"),
+        (WithExtra, "", "whose state holds _extra_state, a dict; only tensors"),
+    ],
+)
+def test_own_model_that_cannot_be_trained(
+    kind: type[Linear], how: str, message: str, own_module: types.ModuleType
+) -> None:
+    own_module.net = lambda **sizes: kind(**sizes, how=how)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=rf"^model\.name: 'own_models:net' .*{message}"):
+        build_model("own_models:net", classes=3, size=4)
+
+
+def test_own_model_with_a_module_of_two_names(own_module: types.ModuleType) -> None:
+    class Twice(nn.Module):
+        def __init__(self, classes: int, channels: int, size: int) -> None:
+            super().__init__()
+            self.one = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels))
+            self.two = self.one
+            self.last = nn.Linear(channels * size**2, classes)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.last(self.two(self.one(images)).flatten(1))
+
+    own_module.twice = Twice  # type: ignore[attr-defined]
+    model = build_model("own_models:twice", classes=3, size=4)
+    assert model.two is model.one
+    assert all(tensor.device.type == "cpu" for tensor in model.state_dict().values())
+    assert model.one[1].num_batches_tracked == 0  # the check leaves no trace
+    assert torch.equal(model.one[1].running_mean, torch.zeros(3))
+
+
+def test_own_model_that_ends_the_interpreter(own_module: types.ModuleType) -> None:
+    own_module.leave = lambda **sizes: sys.exit("bye")  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"'own_models:leave' failed \(SystemExit: bye"):
+        build_model("own_models:leave", classes=3)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qnet.checkpoint import load_model
@@ -326,6 +327,57 @@ def test_files_made_for_other_parameters_are_refused(changes, stage, words, work
     output = run(stage, workspace, status=2).strip()
     assert words in output
     assert "\n" not in output
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", '{"3": {}}', '{"3": {"clusters": {}}}'])
+@pytest.mark.parametrize(
+    ("file", "stage"),
+    [
+        ("checkpoints/weight_clusters.json", "train_weights"),
+        ("checkpoints/activation_clusters.json", "train_activations"),
+        ("metrics/train_fp/metrics.json", "report"),
+    ],
+)
+def test_a_damaged_input_is_named(file, stage, content, workspace):
+    (workspace / file).write_text(content)
+    output = run(stage, workspace, status=2).strip()
+    assert output == f"error: {file} is damaged; delete it and run `dvc repro`"
+
+
+def test_a_damaged_curve_is_named(workspace):
+    (workspace / "metrics" / "train_fp" / "curves.csv").write_text("<<<<<<< HEAD\n1,2\n")
+    output = run("report", workspace, "--picture", "x.png", status=2).strip()
+    assert output.splitlines()[-1].startswith("error: metrics/train_fp/curves.csv is damaged")
+
+
+def test_the_report_tells_of_parameters_that_have_changed(workspace):
+    lock = {"stages": {"train_weights": {"params": {"params.yaml": {"weights.levels": 1}}}}}
+    (workspace / "dvc.lock").write_text(yaml.safe_dump(lock))
+    assert "changed" not in run("report", workspace)
+    write_params(workspace, weights__levels=2)
+    assert "params.yaml has changed since the last `dvc repro` (weights.levels)" in run(
+        "report", workspace
+    )
+
+
+def test_a_name_that_is_taken_is_told_before_training(workspace):
+    (workspace / "runs").mkdir(exist_ok=True)
+    shutil.rmtree(workspace / "runs")
+    (workspace / "runs").touch()
+    output = run("train_fp", workspace, status=2).strip()
+    assert output.startswith("error: runs/train_fp could not be made (")
+    assert "\n" not in output
+
+
+def test_memory_that_runs_out_is_said_in_one_line(workspace, monkeypatch):
+    def no_memory(*arguments, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1")
+
+    monkeypatch.setattr("qnet.training.F.cross_entropy", no_memory)
+    output = run("train_fp", workspace, status=2).strip()
+    assert output.splitlines()[-1].startswith(
+        "error: fp.batch_size is 128, and memory ran out; use"
+    )
 
 
 @pytest.mark.parametrize(
