@@ -176,8 +176,8 @@ def insert_quantizers(
         `model`.
 
     Raises:
-        UserError: a name is not that of such a layer, or there is a quantizer already. The model is
-            then unchanged.
+        UserError: a name is not that of such a layer, there is a quantizer already, or one is given
+            twice. The model is then unchanged.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     places: dict[tuple[nn.Module, str], Quantizer] = {}
@@ -196,6 +196,10 @@ def insert_quantizers(
             slot = "weight_quantizer" if kind == "weights" else _slots(module)[0]
             if (module, slot) in places or isinstance(getattr(module, slot, None), Quantizer):
                 raise UserError(f"{kind}: {name!r} has a quantizer already; give it only one")
+            if any(quantizer is other for other in (*model.modules(), *places.values())):
+                raise UserError(
+                    f"{kind}: the quantizer of {name!r} has another place; make a new one"
+                )
             places[module, slot] = quantizer
 
     device = next((parameter.device for parameter in model.parameters()), None)

@@ -6,7 +6,7 @@ y = alpha (staircase(beta x) - o), hard or soft; the staircase and its gradients
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Literal
@@ -171,6 +171,13 @@ class Quantizer(nn.Module):
             f"temperature={self.temperature.item():g}, "
             f"backward_temperature={self.backward_temperature}"
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
+        # A type with fewer digits rounds the thresholds.
+        super()._apply(fn, recurse)
+        if not self.thresholds.is_meta:
+            self.stairs = self._stairs()
+        return self
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -37,10 +37,15 @@ def skip_relus(model: nn.Module) -> list[str]:
     Returns:
         Names of the skipped modules, in the order in which they are called.
     """
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()  # what is read then decides, for only then a ReLU is left out
     try:
         graph = _Tracer().trace(model)
     except Exception:  # tracing runs the network's own code, which may raise anything
         return []
+    finally:
+        for module, training in modes:
+            module.training = training
     modules = dict(model.named_modules())
     calls: dict[str, list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:

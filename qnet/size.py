@@ -4,7 +4,7 @@
     activation quantizer  its α, β and thresholds
     everything else       biases, batch norm, layers in full precision
 
-All but the packed values are float32. What inference does not need is not counted: β and the
+All but the packed values and whole numbers are float32. What inference does not need is not counted: β and the
 thresholds of weights, temperatures, and the counters of batch norm.
 """
 
@@ -22,7 +22,7 @@ FLOAT_BYTES = 4
 
 def full_precision_bytes(model: nn.Module) -> int:
     """Bytes of `model` as if it had no quantizers."""
-    return sum(FLOAT_BYTES * tensor.numel() for tensor in _tensors(model))
+    return sum(_bits(tensor) * tensor.numel() // 8 for tensor in _tensors(model))
 
 
 def model_bytes(model: nn.Module) -> int:
@@ -34,7 +34,7 @@ def model_bytes(model: nn.Module) -> int:
         of_weights.add(quantizer)
 
     total = sum(
-        (tensor.numel() * bits.get(id(tensor), 8 * FLOAT_BYTES) + 7) // 8
+        (tensor.numel() * bits.get(id(tensor), _bits(tensor)) + 7) // 8
         for tensor in _tensors(model)
     )
     for _, quantizer in quantizers(model):
@@ -42,6 +42,10 @@ def model_bytes(model: nn.Module) -> int:
         if quantizer not in of_weights:
             total += FLOAT_BYTES * (quantizer.beta.numel() + quantizer.thresholds.numel())
     return total
+
+
+def _bits(tensor: Tensor) -> int:
+    return 8 * (FLOAT_BYTES if tensor.is_floating_point() else tensor.element_size())
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

@@ -67,3 +67,10 @@ def test_a_relu_that_is_never_called_has_a_remedy_of_its_own() -> None:
 def test_no_batches() -> None:
     with pytest.raises(UserError, match="no batches; give at least one"):
         activation_histograms(Borrower(), ["called"], [])
+
+
+def test_calibrating_changes_no_batch_norm() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    activation_histograms(model, ["1"], [torch.ones(3, 2) * 7])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

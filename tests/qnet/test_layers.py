@@ -340,3 +340,14 @@ def test_torchvision_resnet_with_relus_quantized() -> None:
     logits.sum().backward()
     assert logits.isfinite().all()
     assert len(relu_sites(build_model("resnet18", classes=4))) == 17
+
+
+def test_one_quantizer_in_two_places_is_refused() -> None:
+    model, quantizer = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), Quantizer(weight_levels(2))
+    message = r"^weights: the quantizer of '1' has another place; make a new one$"
+    with pytest.raises(UserError, match=message):
+        insert_quantizers(model, weights={"0": quantizer, "1": quantizer})
+    assert type(model[0]) is nn.Linear
+    insert_quantizers(model, weights={"0": quantizer})
+    with pytest.raises(UserError, match=message):
+        insert_quantizers(model, weights={"1": quantizer})

@@ -150,3 +150,11 @@ def test_soft_forward(training: bool) -> None:
     with pytest.raises(KeyError), soft_forward(model):
         raise KeyError
     assert torch.equal(model.first(x), hard)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_type_with_fewer_digits_rounds_all_alike(dtype: torch.dtype) -> None:
+    levels = WEIGHTS[1]
+    quantizer = Quantizer(levels, thresholds=[-0.05, 0.05], alpha=0.5).to(dtype).eval()
+    x = torch.linspace(-0.1, 0.1, 20001)
+    assert torch.equal(quantizer(x), quantizer.alpha.float() * quantizer.integers(x))

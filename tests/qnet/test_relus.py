@@ -144,3 +144,29 @@ def test_who_reads_it_decides(read: str, inplace: bool, skipped: list[str]) -> N
     assert skip_relus(model) == skipped
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(2))
     assert torch.equal(model(x), before(x))
+
+
+class WithAuxiliary(nn.Module):
+    """A second reader of the ReLU, while training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.main, self.aux = nn.ReLU(), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(x)
+        return self.main(x) + self.aux(x) if self.training else self.main(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_reader_while_training_counts(training: bool) -> None:
+    model = quantized(WithAuxiliary(), "main").train(training)
+    assert skip_relus(model) == []
+    assert all(module.training is training for module in model.modules())
+
+
+def test_a_quantizer_whose_beta_is_not_above_zero_needs_the_relu() -> None:
+    model = quantized(chain(), "2")
+    with torch.no_grad():
+        model[2].input_quantizer.beta.fill_(-2.0)
+    assert skip_relus(model) == []

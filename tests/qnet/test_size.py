@@ -76,3 +76,9 @@ def test_binary_resnet20() -> None:
     quantized = 267_264
     assert model_bytes(model) == full - 4 * quantized + quantized // 8 + 4 * len(names)
     assert full / model_bytes(model) > 20
+
+
+def test_whole_numbers_take_what_they_take() -> None:
+    model = nn.Linear(9, 5)
+    model.register_buffer("places", torch.arange(3))
+    assert full_precision_bytes(model) == model_bytes(model) == 4 * 50 + 8 * 3

@@ -237,3 +237,34 @@ def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(params, data, mon
         rows = trainer("weights", settings, data, WHOLE).fit().rows
     assert len(all) == 1
     assert rows == trainer("weights", settings, data).fit().rows
+
+
+def test_the_loss_is_the_mean_of_labels_and_teacher(params, data):
+    """In float64, as docs/method.md has it: Hinton et al. (2015) and Szegedy et al. (2016)."""
+    share, softness, smoothing, classes = 0.3, 3.0, 0.2, 3
+    settings = params(
+        "weights",
+        distillation=share,
+        distillation_temperature=softness,
+        label_smoothing=smoothing,
+        clip_norm=0.0,
+    )
+    torch.manual_seed(1)
+    teacher = network(classes, 1, 8).eval()
+    run = trainer("weights", settings, data, teacher=teacher)
+    images, labels = next(iter(data.train.ordered()))
+    run.model.train()
+    losses = []
+    run.scores.add = lambda logits, labels, loss: losses.append((logits.detach(), loss.detach()))
+    run._step(images, labels)
+    [(logits, loss)] = losses
+
+    logits, taught = logits.double(), teacher(images).detach().double()
+    hot = torch.nn.functional.one_hot(labels, classes).double()
+    targets = (1 - smoothing) * hot + smoothing / classes
+    of_labels = -(targets * logits.log_softmax(1)).sum(1).mean()
+    p, q = (taught / softness).softmax(1), (logits / softness).softmax(1)
+    of_teacher = (p * (p.log() - q.log())).sum(1).mean()
+    expected = (1 - share) * of_labels + share * softness**2 * of_teacher
+    assert of_teacher > 1e-3
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)

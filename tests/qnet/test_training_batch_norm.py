@@ -46,6 +46,9 @@ def test_batch_norm_is_measured_when_the_weights_are_final(params, data):
     assert not torch.equal(once["1.running_mean"], many["1.running_mean"])
     frozen = trainer("weights", params("weights", bn_images=1000, freeze_bn_stats=True), data)
     frozen.fit()
+    none = trainer("weights", params("weights", bn_images=1000, epochs=0), data)
+    none.fit()
+    assert none.model.state_dict()["1.num_batches_tracked"] == 0
     assert frozen.model.state_dict()["1.num_batches_tracked"] == 0
 
 
@@ -53,6 +56,9 @@ def test_measured_batch_norm_is_the_average_over_the_batches():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2, momentum=0.3), nn.BatchNorm1d(2)).train()
     batches = [torch.randn(5, 2) * 3 + 1 for _ in range(4)]
+    for norm in (model[1], model[2]):  # what it was before does not count
+        norm.num_batches_tracked.fill_(1000)
+        norm.running_mean.fill_(5)
     measure_batch_norm(model, iter(batches))
     first = model[1]
     for name, moment in (("running_mean", Tensor.mean), ("running_var", Tensor.var)):

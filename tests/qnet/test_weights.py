@@ -115,3 +115,9 @@ def test_only_what_is_alike_goes_together(odd: Quantizer) -> None:
 def test_large_weights_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qnet.weights, "_SMALL", 16 * 16 * 9)
     assert [len(group) for group in alike(resnet20())] == [6]
+
+
+def test_an_exact_gradient_goes_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    weights = {name: Quantizer(LEVELS, backward_temperature="exact") for name in ("0", "1")}
+    assert alike(insert_quantizers(model, weights=weights)) == []
