@@ -4,8 +4,9 @@
     activation quantizer  its α, β and thresholds
     everything else       biases, batch norm, layers in full precision
 
-All but the packed values and whole numbers are float32. What inference does not need is not counted: β and the
-thresholds of weights, temperatures, and the counters of batch norm.
+All but the packed values are float32, and buffers of whole numbers are what they are. What
+inference does not need is not counted: β and the thresholds of weights, temperatures, and the
+counters of batch norm.
 """
 
 from __future__ import annotations
