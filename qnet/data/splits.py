@@ -51,10 +51,14 @@ def hold_out(labels: Tensor, *, validation: float, seed: int) -> tuple[Tensor, T
     parts = stratified_holdout(labels.numpy(), share=validation, generator=generator)
     kept, held = (torch.from_numpy(generator.permutation(part)) for part in parts)
     if len(held) == 0:
+        remedy = (
+            "no class has two: add images"
+            if validation > 0
+            else "raise it (0.0001 takes one image of each class that has two)"
+        )
         raise UserError(
             f"data.validation: {validation} of {len(labels)} training images leaves none to "
-            "validate on: give some class a second image, and have it above 0 (0.0001 takes one "
-            "image of each class that has two)"
+            f"validate on; {remedy}"
         )
     return kept, held
 
