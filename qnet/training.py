@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.batch_norm import measure_batch_norm, synchronise_batch_norm
@@ -21,8 +20,10 @@ from qnet.distributed import backward, rank, share_state, total, world
 from qnet.errors import UserError
 from qnet.evaluation import Scores, evaluate
 from qnet.graphs import GraphedStep
+from qnet.history import History, Row
 from qnet.inference import folded
 from qnet.layers import quantized_weights
+from qnet.loss import distils, training_loss
 from qnet.optimizer import build_optimizer, set_learning_rate
 from qnet.params import ActivationsParams, QuantizedTrainingParams, TrainingParams
 from qnet.quantizer import Quantizer, quantizers, soft_forward
@@ -36,17 +37,8 @@ _SMALLEST_SCALE = 0.01
 """alpha and beta stay above this share of where the phase started. A layer before batch norm does
 not depend on its alpha, which then drifts; below zero all levels of the layer change their sign."""
 
-Row = dict[str, float]
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps the batches of an epoch, given their number and a title: where a bar can be drawn."""
-
-
-@dataclass
-class History:
-    """What came of a training run."""
-
-    rows: list[Row] = field(default_factory=list)  # one per epoch
-    best_epoch: int = 0  # counted from 1; 0: the network as it was given
 
 
 @dataclass(frozen=True)
@@ -125,14 +117,14 @@ class Trainer:
         self.graph = GraphedStep(self._step) if runtime.graphs else None
         self.weights_learn = True
         self.teacher: Callable[[Tensor], Tensor] | None = None
-        if _distillation(params) > 0 and teacher is not None:
+        if distils(params) and teacher is not None:
             taught_by = folded(teacher)
             self.teacher = CompiledNetwork(taught_by) if self.whole else taught_by
 
     def _check(self, teacher: nn.Module | None) -> None:
         """Raise an error if something is missing that the parameters ask for."""
         check_batch_norm(self.model, self.params, self.phase)
-        if _distillation(self.params) > 0 and teacher is None:
+        if distils(self.params) and teacher is None:
             raise ValueError(f"{self.phase}.distillation is above 0 and no teacher was given")
         if self.params.select_on == "test" and self.data.test is None:
             raise ValueError(f"{self.phase}.select_on is test and no test images were given")
@@ -165,7 +157,7 @@ class Trainer:
             load_optimizer_tensors(self.optimizer, groups.get("optimizer", {}))
             best = groups["best"]
             for row in numbers["rows"]:
-                self._append(history, row)
+                history.add(row, self.params.select_on)
         self._agree(history)
         # Compiled as a whole, the network gains nothing from it.
         self.together = [] if self.whole else alike(self.model)
@@ -179,7 +171,7 @@ class Trainer:
                     f"{self.phase}.batch_size is {self.params.batch_size}, and memory ran out; use "
                     "a smaller one, or smaller images (data.size)"
                 ) from error
-            if self._append(history, row):
+            if history.add(row, self.params.select_on):
                 best = _copy(self.model.state_dict())
             if rank() > 0:
                 continue  # the first process writes
@@ -205,25 +197,6 @@ class Trainer:
                 "need the same files: start in one folder that they share"
             )
         share_state(self.model)
-
-    def _append(self, history: History, row: Row) -> bool:
-        """Add an epoch to the history; whether it is the best so far."""
-        history.rows.append(row)
-        chosen_on = self.params.select_on
-
-        def score(epoch: int) -> tuple[float, float]:
-            found = history.rows[epoch - 1]
-            return found[f"{chosen_on}_top1"], -found[f"{chosen_on}_loss"]
-
-        newest = len(history.rows)
-        better = (
-            chosen_on == "last"
-            or history.best_epoch == 0
-            or score(newest) > score(history.best_epoch)
-        )
-        if better:
-            history.best_epoch = newest
-        return better
 
     def _epoch(self, epoch: int) -> Row:
         """Train for one epoch and score it."""
@@ -268,9 +241,7 @@ class Trainer:
         with quantized_together(self.together):  # backward too: it may compute activations again
             with self.runtime.autocast():
                 logits = self.network(images).float()
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.params.label_smoothing)
-            if self.teacher is not None:
-                loss = self._distil(loss, logits, images)
+            loss = training_loss(logits, labels, self.params, self._taught(images))
             self.scores.add(logits, labels, loss)
             self.optimizer.zero_grad(set_to_none=True)
             share = len(labels) / self.data.train.batch_size
@@ -282,20 +253,12 @@ class Trainer:
             for scale, least in self.scales:
                 torch.maximum(scale, least, out=scale)
 
-    def _distil(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
-        """Mix `loss` with the divergence from the teacher (Hinton et al., 2015, equation 4)."""
-        assert self.teacher is not None
-        assert isinstance(self.params, QuantizedTrainingParams)
-        share, softness = self.params.distillation, self.params.distillation_temperature
+    def _taught(self, images: Tensor) -> Tensor | None:
+        """The teacher's logits."""
+        if self.teacher is None:
+            return None
         with torch.no_grad(), self.runtime.autocast():
-            targets = self.teacher(images).float()
-        divergence = F.kl_div(
-            F.log_softmax(logits / softness, dim=1),
-            F.log_softmax(targets / softness, dim=1),
-            log_target=True,
-            reduction="batchmean",
-        )
-        return (1 - share) * loss + share * softness**2 * divergence
+            return self.teacher(images).float()
 
     def _train_mode(self, epoch: int) -> None:
         """Have each part do in `epoch` what it has to, whatever it did before."""
@@ -372,10 +335,6 @@ def _norms_learn(norms: Sequence[_BatchNorm], params: TrainingParams) -> bool:
     """Whether batch norm uses the statistics of the batches while training."""
     frozen = isinstance(params, QuantizedTrainingParams) and params.freeze_bn_stats
     return bool(norms) and not frozen
-
-
-def _distillation(params: TrainingParams) -> float:
-    return params.distillation if isinstance(params, QuantizedTrainingParams) else 0.0
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from qnet.distributed import rank
 from qnet.files import make_folder, write_text
+from qnet.history import History, Row
 from qnet.layers import QuantizedConv2d, QuantizedLinear
 from qnet.quantizer import quantizers
-from qnet.training import History, Row
 from stages.common import METRICS
 
 RUNS = Path("runs")

@@ -12,6 +12,7 @@ from torch import nn
 from qnet.checkpoint import Checkpoint, save_checkpoint
 from qnet.distributed import leave
 from qnet.evaluation import evaluate, evaluate_classes
+from qnet.history import History
 from qnet.models import source_files
 from qnet.params import Params, TrainingParams
 from qnet.quantizer import Quantizer
@@ -19,7 +20,7 @@ from qnet.resume import run_key
 from qnet.runtime import Runtime
 from qnet.schedules import is_due
 from qnet.size import full_precision_bytes, model_bytes
-from qnet.training import History, Trainer
+from qnet.training import Trainer
 from stages.common import METRICS, PREPARED, write_json
 from stages.data import evaluation_images, training_data
 from stages.logs import Log, bar, write_confusion, write_curves

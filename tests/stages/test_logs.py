@@ -5,7 +5,7 @@ import time
 import pytest
 from torch import nn
 
-from qnet.training import History
+from qnet.history import History
 from stages.logs import Log
 from tests.pipeline import chdir
 

@@ -373,7 +373,7 @@ def test_memory_that_runs_out_is_said_in_one_line(workspace, monkeypatch):
     def no_memory(*arguments, **options):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1")
 
-    monkeypatch.setattr("qnet.training.F.cross_entropy", no_memory)
+    monkeypatch.setattr("qnet.loss.F.cross_entropy", no_memory)
     output = run("train_fp", workspace, status=2).strip()
     assert output.splitlines()[-1].startswith(
         "error: fp.batch_size is 128, and memory ran out; use"
