@@ -62,3 +62,19 @@ def test_a_network_that_uses_a_layer_twice_keeps_its_logits(norms):
         norm.running_mean.fill_(0.3)
     images = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(folded(network)(images), network(images))
+
+
+def test_a_network_that_reads_a_weight_beside_its_layer_keeps_its_logits():
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.conv(x)) + self.conv.weight.mean()
+
+    network = Beside().eval()
+    network.norm.running_var.fill_(4.0)
+    nn.init.ones_(network.conv.weight)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(folded(network)(images), network(images))

@@ -33,6 +33,25 @@ def test_a_run_cut_short_ends_as_an_uninterrupted_one(
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+def test_dropout_goes_on_as_if_the_run_had_not_been_cut(params, data, tmp_path):
+    settings = params("fp", epochs=3, select_on="last")
+
+    def run():
+        made = trainer("fp", settings, data)
+        made.model[10] = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5))
+        return made
+
+    def kill(history):
+        raise Killed
+
+    expected = run().fit()
+    resume = ResumeFile(tmp_path / "run.safetensors")
+    with pytest.raises(Killed):
+        run().fit(resume, kill)
+    torch.manual_seed(7)  # what other code drew meanwhile makes no difference
+    assert run().fit(resume) == expected
+
+
 def test_scales_that_stay_have_no_part_in_clipping_or_resuming(params, data, tmp_path):
     settings = params("activations", scale_lr=0.0, clip_norm=0.1)
     whole = trainer("activations", settings, data)
