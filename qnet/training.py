@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.batch_norm import measure_batch_norm, synchronise_batch_norm
 from qnet.checkpoint import misfit
@@ -22,10 +21,10 @@ from qnet.evaluation import Scores, evaluate
 from qnet.graphs import GraphedStep
 from qnet.history import History, Row
 from qnet.inference import folded
-from qnet.layers import quantized_weights
+from qnet.learning import Learning, check_batch_norm
 from qnet.loss import distils, training_loss
 from qnet.optimizer import build_optimizer, set_learning_rate
-from qnet.params import ActivationsParams, QuantizedTrainingParams, TrainingParams
+from qnet.params import QuantizedTrainingParams, TrainingParams
 from qnet.quantizer import Quantizer, quantizers, soft_forward
 from qnet.relus import skip_relus
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
@@ -90,16 +89,8 @@ class Trainer:
         self.seed = seed
         self.progress = progress
         self.annealed = annealed
-        self.batch_norms = _batch_norms(model)
         self._check(teacher)
-        _freeze(model, params)
-        self.weight_quantizers = [quantizer for _, quantizer in quantized_weights(model)]
-        self.frozen_at_first = [
-            parameter
-            for weight, quantizer in quantized_weights(model)
-            for parameter in (weight, *quantizer.parameters())
-            if parameter.requires_grad
-        ]
+        self.learning = Learning(model, params)
         if world() > 1:
             synchronise_batch_norm(model)
         skip_relus(model)
@@ -115,7 +106,6 @@ class Trainer:
         self.together: list[list[QuantizedLayer]] = []
         self.scores = Scores(runtime.device)
         self.graph = GraphedStep(self._step) if runtime.graphs else None
-        self.weights_learn = True
         self.teacher: Callable[[Tensor], Tensor] | None = None
         if distils(params) and teacher is not None:
             taught_by = folded(teacher)
@@ -201,7 +191,8 @@ class Trainer:
     def _epoch(self, epoch: int) -> Row:
         """Train for one epoch and score it."""
         params = self.params
-        self._train_mode(epoch)
+        if self.learning.begin(epoch) and self.graph is not None:
+            self.graph.forget()
         temperature = temperature_at(params, epoch)
         if temperature is not None:
             for quantizer in self.annealed:
@@ -260,28 +251,10 @@ class Trainer:
         with torch.no_grad(), self.runtime.autocast():
             return self.teacher(images).float()
 
-    def _train_mode(self, epoch: int) -> None:
-        """Have each part do in `epoch` what it has to, whatever it did before."""
-        self.model.train()
-        if isinstance(self.params, ActivationsParams):
-            learn = epoch >= self.params.frozen_epochs
-            for quantizer in self.weight_quantizers:
-                quantizer.train(learn)  # in eval mode its forward is hard
-            for parameter in self.frozen_at_first:
-                parameter.requires_grad_(learn)  # no gradient: the optimizer passes it over
-            if self.graph is not None and learn != self.weights_learn:
-                self.graph.forget()
-            self.weights_learn = learn
-        if not _norms_learn(self.batch_norms, self.params):
-            for norm in self.batch_norms:
-                norm.eval()
-
     def _measure_batch_norm(self) -> None:
         """In float32, as the network is scored and deployed."""
         params = self.params
-        if not isinstance(params, QuantizedTrainingParams):
-            return
-        if not _norms_learn(self.batch_norms, params):
+        if not isinstance(params, QuantizedTrainingParams) or not self.learning.norms_learn:
             return
         count = math.ceil(params.bn_images / self.data.train.batch_size) if params.epochs else 0
         if count > 0:
@@ -304,37 +277,6 @@ class Trainer:
                 soft = evaluate(self.model, self.data.validation, self.runtime)
             row["validation_soft_top1"] = soft["top1"]
         return row
-
-
-def _freeze(model: nn.Module, params: TrainingParams) -> None:
-    """Hold still what `params` say does not learn."""
-    if not isinstance(params, QuantizedTrainingParams):
-        return
-    if params.freeze_bn_affine:
-        for norm in _batch_norms(model):
-            norm.requires_grad_(False)
-    if params.scale_lr == 0:
-        for _, quantizer in quantizers(model):
-            quantizer.requires_grad_(False)
-
-
-def check_batch_norm(model: nn.Module, params: TrainingParams, phase: str) -> None:
-    """Raise a `UserError` if batch norm would have one image to a batch."""
-    if params.batch_size == 1 and _norms_learn(_batch_norms(model), params):
-        raise UserError(
-            f"{phase}.batch_size is 1; batch norm needs the statistics of more than one image: "
-            "use at least 2"
-        )
-
-
-def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
-
-
-def _norms_learn(norms: Sequence[_BatchNorm], params: TrainingParams) -> bool:
-    """Whether batch norm uses the statistics of the batches while training."""
-    frozen = isinstance(params, QuantizedTrainingParams) and params.freeze_bn_stats
-    return bool(norms) and not frozen
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ class Killed(BaseException):
 def soft_weights(settings, data):
     """A trainer with soft weights whose gradient follows T: all that freezing has to undo."""
     run = trainer("activations", settings, data)
-    for quantizer in run.weight_quantizers:
+    for quantizer in run.learning.weight_quantizers:
         quantizer.forward_mode, quantizer.backward_temperature = "soft", "exact"
     return run
 

@@ -144,7 +144,7 @@ def test_no_scale_falls_to_zero_however_fast_it_learns(kind, params, data):
     scales = [scale for _, q in quantizers(run.model) for scale in (q.alpha, q.beta)]
     before = [scale.item() for scale in scales]
     run.optimizer.param_groups[-1]["lr"] = 1e4
-    run._train_mode(0)
+    run.learning.begin(0)
     run._step(*next(iter(run.data.train.ordered())))
     shares = [scale.item() / start for scale, start in zip(scales, before, strict=True)]
     assert min(shares) == pytest.approx(0.01)

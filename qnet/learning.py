@@ -1,0 +1,83 @@
+"""What of a network learns in a phase, epoch by epoch.
+
+Yang et al., *Quantization Networks*, CVPR 2019, quantize activations with the weights held still
+(phase 2) before both learn (phase 3); others hold batch norm or the scales of quantizers still.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qnet.errors import UserError
+from qnet.layers import quantized_weights
+from qnet.params import ActivationsParams, QuantizedTrainingParams, TrainingParams
+from qnet.quantizer import quantizers
+
+
+class Learning:
+    """Holds still what `params` say does not learn.
+
+    Args:
+        model: with its quantizers; what never learns needs no gradient from now on.
+        params: the section of params.yaml that the phase follows.
+    """
+
+    def __init__(self, model: nn.Module, params: TrainingParams) -> None:
+        self.model = model
+        self.params = params
+        self.batch_norms = _batch_norms(model)
+        if isinstance(params, QuantizedTrainingParams):
+            if params.freeze_bn_affine:
+                for norm in self.batch_norms:
+                    norm.requires_grad_(False)
+            if params.scale_lr == 0:
+                for _, quantizer in quantizers(model):
+                    quantizer.requires_grad_(False)
+        self.weight_quantizers = [quantizer for _, quantizer in quantized_weights(model)]
+        self.frozen_at_first = [
+            parameter
+            for weight, quantizer in quantized_weights(model)
+            for parameter in (weight, *quantizer.parameters())
+            if parameter.requires_grad
+        ]
+        self.weights_learn = True
+        self.norms_learn = bool(self.batch_norms) and _norms_may_learn(params)
+
+    def begin(self, epoch: int) -> bool:
+        """Have each part do in `epoch`, counted from 0, what it has to, whatever it did before.
+
+        Returns:
+            Whether other parameters have gradients than so far.
+        """
+        self.model.train()
+        changed = False
+        if isinstance(self.params, ActivationsParams):
+            learn = epoch >= self.params.frozen_epochs
+            for quantizer in self.weight_quantizers:
+                quantizer.train(learn)  # in eval mode its forward is hard
+            for parameter in self.frozen_at_first:
+                parameter.requires_grad_(learn)  # no gradient: the optimizer passes it over
+            changed, self.weights_learn = learn != self.weights_learn, learn
+        if not self.norms_learn:
+            for norm in self.batch_norms:
+                norm.eval()
+        return changed
+
+
+def check_batch_norm(model: nn.Module, params: TrainingParams, phase: str) -> None:
+    """Raise a `UserError` if batch norm would have one image to a batch."""
+    if params.batch_size == 1 and _norms_may_learn(params) and _batch_norms(model):
+        raise UserError(
+            f"{phase}.batch_size is 1; batch norm needs the statistics of more than one image: "
+            "use at least 2"
+        )
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def _norms_may_learn(params: TrainingParams) -> bool:
+    """Whether batch norm uses the statistics of the batches while training."""
+    return not (isinstance(params, QuantizedTrainingParams) and params.freeze_bn_stats)
