@@ -1,12 +1,12 @@
 """The quantizer in one pass over memory each way: kernels that torch.compile makes.
 
-The same functions as in `qnet.staircase`, for large tensors with one alpha and one beta. Here: how
-each is best computed, and calling it; the arithmetic is `qnet.kernels`.
+The same functions as in `qnet.staircase`, for large tensors with one alpha and one beta. Here:
+making and calling them; what they do is chosen by `qnet.plans`, and the arithmetic is
+`qnet.kernels`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import FunctionType
@@ -16,14 +16,11 @@ import torch
 from torch import Tensor
 
 from qnet.compiling import warn_uncompiled
-from qnet.kernels import SPREAD, Numbers, Plan, level, pair, slope
+from qnet.kernels import Numbers, Plan, level, slope
+from qnet.plans import plan_of, plan_of_window
 from qnet.staircase import Stairs, Temperature, Window
 
 _WORTH_IT = 2**18  # values; below, starting a kernel costs as much as it saves
-_UNROLLED = 7  # hard thresholds compared one by one; of more, the nearest is computed
-_FAR = 14.0  # σ of this is 1 but for 1e-6
-_RADII = (0, 1, 3)  # few, so that a rising T compiles few kernels: at most three each way
-_LONGEST = 32  # terms that a kernel sums, in a loop unrolled: compiling takes longer with each
 
 Kernel = Callable[..., tuple[Tensor, ...]]
 
@@ -37,7 +34,7 @@ def fused_forward(
     temperature: Temperature | None,
 ) -> Tensor | None:
     """alpha (staircase(beta x) - o), like x; temperature None: hard. None if it cannot compile."""
-    planned = _planned(stairs, temperature)
+    planned = plan_of(stairs, temperature)
     if planned is None:
         return None
     plan, numbers = planned
@@ -61,7 +58,7 @@ def fused_backward(
     window: Window,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """The gradients of x, alpha and beta, with a window of its own; None if it cannot compile."""
-    planned, window_planned = _planned(stairs, temperature), _planned_window(stairs, window)
+    planned, window_planned = plan_of(stairs, temperature), plan_of_window(stairs, window)
     if planned is None or window_planned is None:
         return None
     (plan, numbers), (window_plan, window_numbers) = planned, window_planned
@@ -110,48 +107,6 @@ def applies(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
     )
 
 
-def _planned(
-    stairs: Stairs, temperature: Temperature | None
-) -> tuple[Plan, list[Tensor | float]] | None:
-    """The way to compute it, and the numbers this needs: T, thresholds or what replaces them.
-
-    None where a kernel would be too long.
-    """
-    t = 1.0 if temperature is None else temperature
-    plan, numbers = Plan("each"), list(stairs.thresholds)
-    if not isinstance(temperature, Tensor) and not isinstance(stairs.thresholds[0], Tensor):
-        plan, numbers = _best(stairs, temperature)
-    return None if len(numbers) > _LONGEST else (plan, [t, *numbers])
-
-
-def _planned_window(stairs: Stairs, window: Window) -> tuple[Plan, list[Tensor | float]] | None:
-    return (Plan("line"), [1.0]) if isinstance(window, str) else _planned(stairs, window)
-
-
-def _best(stairs: Stairs, temperature: float | None) -> tuple[Plan, list[Tensor | float]]:
-    """What computes least, where all numbers are known."""
-    thresholds = [float(b) for b in stairs.thresholds]
-    first, spacing = thresholds[0], stairs.spacing
-    if temperature is None:
-        if spacing == 1.0 and first == 0.5:
-            return Plan("counted"), []
-        if spacing is not None and len(thresholds) > _UNROLLED:
-            return Plan("near"), [first, spacing, 1 / spacing]
-        return Plan("each"), [*thresholds]
-    radius = _radius(stairs, temperature)
-    if radius is not None and spacing is not None:
-        pairs = [pair(temperature * spacing * (i + 1)) for i in range(radius)]
-        return Plan("near", radius), [first, spacing, 1 / spacing, *pairs]
-    if temperature * (thresholds[-1] - first) / 2 >= SPREAD:
-        return Plan("each"), [*thresholds]
-    centre = (first + thresholds[-1]) / 2
-    offsets = [temperature * (b - centre) for b in thresholds]
-    if _is_even(offsets, stairs.steps):
-        upper = offsets[(len(offsets) + 1) // 2 :]
-        return Plan("even"), [centre, *[pair(offset) for offset in upper]]
-    return Plan("shared"), [centre, *[math.exp(z) for z in offsets]]
-
-
 def _tensor(numbers: Sequence[Tensor | float], stairs: Stairs, device: torch.device) -> Tensor:
     """The numbers in a tensor [n] on the device, without waiting for it."""
     known = tuple(number for number in numbers if not isinstance(number, Tensor))
@@ -172,21 +127,6 @@ def _filled(number: Tensor | float, device: torch.device) -> Tensor:
     if isinstance(number, Tensor):
         return number.to(device, torch.float32).reshape(1)
     return torch.full((1,), number, dtype=torch.float32, device=device)
-
-
-def _radius(stairs: Stairs, temperature: float) -> int | None:
-    """Of `_RADII` the smallest that serves; None if none does or all thresholds are as quick."""
-    if stairs.spacing is None:
-        return None
-    needed = _FAR / (temperature * stairs.spacing) - 0.5
-    few = (len(stairs.steps) - 2) // 2
-    return next((radius for radius in _RADII if needed <= radius < few), None)
-
-
-def _is_even(offsets: Sequence[float], steps: Sequence[int]) -> bool:
-    """Whether thresholds and steps are the same seen from either end."""
-    mirrored = zip(offsets, steps, reversed(offsets), reversed(steps), strict=True)
-    return all(abs(a + b) < 1e-6 and s == t for a, s, b, t in mirrored)
 
 
 @lru_cache(maxsize=64)
