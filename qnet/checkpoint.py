@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from qnet.data import DatasetInfo
-from qnet.errors import UserError, some
+from qnet.errors import UserError, one_line, some
 from qnet.files import write_bytes
 from qnet.layers import insert_quantizers
 from qnet.levels import LevelSet
@@ -102,9 +102,12 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             size=dataset.size,
         )
         _insert(model, description["quantizers"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path} has an incomplete description ({reason}); make it anew") from None
+    except UserError as error:
+        raise UserError(f"{path} cannot be built: {error}") from error
+    except (ArithmeticError, LookupError, AttributeError, RuntimeError, TypeError, ValueError) as e:
+        raise UserError(
+            f"{path} has an incomplete description ({one_line(e)}); make it anew"
+        ) from e
     if description.get("packed"):
         try:
             tensors = unpacked_state(model, tensors)

@@ -152,15 +152,7 @@ class Trainer:
         # Compiled as a whole, the network gains nothing from it.
         self.together = [] if self.whole else alike(self.model)
         for epoch in range(len(history.rows), self.params.epochs):
-            try:
-                row = self._epoch(epoch)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise UserError(
-                    f"{self.phase}.batch_size is {self.params.batch_size}, and memory ran out; use "
-                    "a smaller one, or smaller images (data.size)"
-                ) from error
+            row = self._epoch(epoch)
             if history.add(row, self.params.select_on):
                 best = _copy(self.model.state_dict())
             if rank() > 0:
@@ -199,16 +191,15 @@ class Trainer:
                 quantizer.set_temperature(temperature)
         # Dropout draws other numbers in each process, for it has other images.
         torch.manual_seed(seed_for(self.seed, self.phase, epoch, "network") + rank())
-        generator = torch.Generator().manual_seed(seed_for(self.seed, self.phase, epoch, "data"))
-
-        self.scores.clear()
-        make_step = self._step if self.graph is None else self.graph
-        steps = len(self.data.train)
-        title = f"{self.phase} {epoch + 1}/{params.epochs}"
-        batches = self.progress(self.data.train.epoch(generator), steps, title)
-        for step, (images, labels) in enumerate(batches):
-            set_learning_rate(self.optimizer, learning_rate(params, epoch + (step + 0.5) / steps))
-            make_step(images, labels)
+        try:
+            self._train(epoch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"{self.phase}.batch_size is {params.batch_size}, and memory ran out; use a "
+                "smaller one, or smaller images (data.size)"
+            ) from error
         row = {"epoch": epoch + 1, "lr": learning_rate(params, epoch + 0.5)}
         if temperature is not None:
             row["temperature"] = temperature
@@ -220,6 +211,19 @@ class Trainer:
         row |= self._score()
         self._require_finite("the loss on validation", row["validation_loss"], epoch)
         return row
+
+    def _train(self, epoch: int) -> None:
+        """Take the steps of an epoch; `scores` are then those of its images."""
+        generator = torch.Generator().manual_seed(seed_for(self.seed, self.phase, epoch, "data"))
+        self.scores.clear()
+        make_step = self._step if self.graph is None else self.graph
+        steps = len(self.data.train)
+        title = f"{self.phase} {epoch + 1}/{self.params.epochs}"
+        batches = self.progress(self.data.train.epoch(generator), steps, title)
+        for step, (images, labels) in enumerate(batches):
+            lr = learning_rate(self.params, epoch + (step + 0.5) / steps)
+            set_learning_rate(self.optimizer, lr)
+            make_step(images, labels)
 
     def _require_finite(self, what: str, value: float, epoch: int) -> None:
         if not math.isfinite(value):

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qnet.errors import UserError
+from qnet.data.workers import REMEDY, loss
+from qnet.errors import UserError, one_line
 from qnet.files import write_text
 from qnet.params import Params, load_params
+from qnet.runtime import is_out_of_memory
 
 PREPARED = Path("data/prepared")
 CHECKPOINTS = Path("checkpoints")
@@ -46,7 +48,8 @@ def run(stage: Callable[[Params], None], about: str | None = None) -> None:
     try:
         if about is not None:
             _refuse_arguments(about)
-        stage(load_params())
+        with explained():
+            stage(load_params())
         sys.stdout.flush()
     except BrokenPipeError:  # who read what is printed has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,6 +59,42 @@ def run(stage: Callable[[Params], None], about: str | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Within the context a machine that fails is explained, as a mistake is.
+
+    Raises:
+        UserError: a file cannot be used, memory has run out, or a process that decodes died, and
+            nothing closer to it has said so.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (MemoryError, OSError, RuntimeError) as error:
+        explanation = _explanation(error)
+        if explanation is None:
+            raise
+        raise explanation from error
+
+
+def _explanation(error: Exception) -> UserError | None:
+    """What to say of it; None if the code may be at fault."""
+    if is_out_of_memory(error):
+        return UserError(
+            "memory ran out; use smaller images (data.size), fewer processes (runtime.workers, "
+            "runtime.processes), or a machine with more"
+        )
+    if (reason := loss(error)) is not None:
+        return UserError(f"runtime.workers: one of them died ({reason}): {REMEDY}")
+    if isinstance(error, OSError):
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        where = "" if name is None else f"{name}: "
+        reason = error.strerror or one_line(error)
+        return UserError(f"{where}{reason}; mend the path, its permissions or the disk")
+    return None
 
 
 def _refuse_arguments(about: str) -> None:

@@ -104,7 +104,10 @@ def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
             top1 = found["test"]["top1"]
             chosen = found["selected_on"] == "test"
             mine = groups.setdefault(key, Group(pair, settings, found["bytes"], chosen))
-            mine.by_seed[tree["seed"]] = top1, metrics["train_fp"]["test"]["top1"] - top1
+            # Of the same network trained at several commits the newest is told, which comes first.
+            mine.by_seed.setdefault(
+                tree["seed"], (top1, metrics["train_fp"]["test"]["top1"] - top1)
+            )
     return sorted(groups.values(), key=lambda found: _order(found.pair))
 
 
@@ -155,8 +158,24 @@ def _experiments(commits: int) -> list[dict[str, Any]]:
         if (experiment.get("executor") or {}).get("state", "success") == "success"
     ]
     revisions = [revision for found in finished for revision in found.get("revs") or []]
-    read = (_read(revision.get("data") or {}) for revision in revisions)
-    return [experiment for experiment in read if experiment is not None]
+    read = [_read(revision.get("data") or {}) for revision in revisions]
+    whole = [experiment for experiment in read if experiment is not None]
+    known = [experiment for experiment in whole if _is_known(experiment)]
+    if len(known) < len(whole):
+        print(
+            f"{len(whole) - len(known)} experiments of another version of this code are left out",
+            file=sys.stderr,
+        )
+    return known
+
+
+def _is_known(experiment: Mapping[str, Any]) -> bool:
+    """Whether parameters and metrics are those of today's code."""
+    try:
+        group([experiment])
+    except (KeyError, TypeError):
+        return False
+    return True
 
 
 def _read(data: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -50,7 +50,8 @@ def run(stage: Stage, about: str) -> None:
 
 def _started_among_others() -> bool:
     """Whether torchrun, or one who sets what it sets, has started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ  # some clusters export one of them
+    set_by_torchrun = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    return set_by_torchrun <= os.environ.keys()  # some clusters export some of them
 
 
 def _work(stage: Stage, params: Params) -> None:
@@ -60,6 +61,7 @@ def _work(stage: Stage, params: Params) -> None:
     try:
         join(params.runtime.device)
         with (
+            common.explained(),
             Path(os.devnull).open("w") as nowhere,
             redirect_stdout(sys.stdout if first else nowhere),
         ):

@@ -47,7 +47,9 @@ def _read(path: Path) -> dict[str, Any]:
     with reading(path):
         return {
             "test": {"top1": float(metrics["test"]["top1"])},
-            **{key: metrics[key] for key in ("bytes", "compression", "best_epoch", "selected_on")},
+            "bytes": int(metrics["bytes"]),
+            "compression": float(metrics["compression"]),
+            **{key: metrics[key] for key in ("best_epoch", "selected_on")},
         }
 
 
@@ -73,11 +75,13 @@ def _at(tree: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A tree in which numbers are numbers, however they are written."""
+    """A tree in which numbers are numbers and truths truths, however they are written."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if str(value).lower() in ("true", "false"):
+        return str(value).lower()
     try:
         return float(value)
     except (TypeError, ValueError):

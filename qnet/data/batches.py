@@ -46,7 +46,7 @@ class Part:
     world: int = 1
 
     def of(self, start: int, stop: int) -> slice:
-        """Its part of these places; the parts of all make up the whole, and differ by one at most."""
+        """Its part of these places; those of all make up the whole, and differ by one at most."""
         count = stop - start
         return slice(
             start + count * self.rank // self.world, start + count * (self.rank + 1) // self.world
@@ -94,6 +94,7 @@ class Normalise:
         self._shift = (-mean / std).float().repeat(width, 1).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
+        """[B, H, W, C] -> [B, C, H, W]."""
         return torch.addcmul(self._shift, images.float(), self._scale).permute(0, 3, 1, 2)
 
 

@@ -7,6 +7,7 @@ taken in the order of their names, so the same tree gives the same arrays on eve
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qnet.data.pixels import fill, for_each, to_pixels
 from qnet.data.prepared import Split
-from qnet.data.raw import Progress, Raw, class_names
+from qnet.data.raw import Progress, Raw, class_names, unlisted
 from qnet.errors import UserError, one_line, some
 
 _LAYOUT = "train/<class>/ and test/<class>/ with images in them"
@@ -148,16 +149,7 @@ def _tree(folder: Path) -> tuple[_Files, list[str]]:
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files = _Files([], [], [])
     for label, name in enumerate(classes):
-        below = sorted(
-            (path.relative_to(folder / name).as_posix(), path)
-            for path in (folder / name).rglob("*")
-            if path.is_file()
-        )
-        visible = [
-            path
-            for relative, path in below
-            if not any(part.startswith(".") for part in relative.split("/"))
-        ]
+        visible = _visible(folder / name)
         images = [path for path in visible if path.suffix.lower() in known]
         if not images:
             raise UserError(
@@ -168,6 +160,24 @@ def _tree(folder: Path) -> tuple[_Files, list[str]]:
         files.labels.extend([label] * len(images))
         files.passed.extend(path for path in visible if path.suffix.lower() not in known)
     return files, classes
+
+
+def _visible(folder: Path) -> list[Path]:
+    """The files below a folder, in the order of their names. Links to nothing are among them: no
+    image goes missing without a word."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    try:
+        for parent, folders, files in os.walk(folder, onerror=fail):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            paths = [Path(parent, name) for name in files if not name.startswith(".")]
+            found.extend(path for path in paths if path.is_file() or path.is_symlink())
+    except OSError as error:
+        raise unlisted(error) from error
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _survey(paths: Sequence[Path]) -> list[_Head]:
@@ -221,4 +231,6 @@ def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not an image: replace or remove it") from error
     except Exception as error:  # PIL raises a dozen kinds for damaged files
-        raise UserError(f"{path}: cannot be read ({one_line(error)}): replace or remove it") from error
+        raise UserError(
+            f"{path}: cannot be read ({one_line(error)}): replace or remove it"
+        ) from error

@@ -22,7 +22,7 @@ import torch
 
 from qnet.data.manifest import Listing
 from qnet.data.prepared import DatasetInfo
-from qnet.data.raw import Progress, class_names
+from qnet.data.raw import Progress, class_names, unlisted
 from qnet.data.splits import hold_out
 from qnet.errors import UserError, some
 
@@ -97,12 +97,11 @@ class _Files:
                 found = sorted(
                     (entry.name, entry.stat().st_size)
                     for entry in entries
-                    if not entry.name.startswith(b".") and entry.is_file()
+                    if not entry.name.startswith(b".")
+                    and (entry.is_file() or (entry.is_symlink() and not entry.is_dir()))
                 )
-        except OSError as error:
-            raise UserError(
-                f"{self.folder / below}: cannot be listed ({error.strerror}): mend its permissions"
-            ) from error
+        except OSError as error:  # a link to nothing is one, so that no picture goes missing
+            raise unlisted(error) from error
         for name, size in found:
             if name.lower().endswith(_SUFFIXES):
                 self.names.append(prefix + name)
@@ -111,7 +110,9 @@ class _Files:
             else:
                 self.passed.append(prefix + name)
 
-    def listing(self, places: np.ndarray | None = None, labels: np.ndarray | None = None) -> Listing:
+    def listing(
+        self, places: np.ndarray | None = None, labels: np.ndarray | None = None
+    ) -> Listing:
         """All pictures, or those at `places` with other labels, named from the root."""
         prefix = os.fsencode(f"{self.folder.name}/")
         paths = np.array([prefix + name for name in self.names])
@@ -253,7 +254,9 @@ def _entry(where: str, line: bytes, classes: int) -> tuple[bytes, int]:
     name, *rest = line.strip().rsplit(None, 1)
     if not rest or not rest[0].removeprefix(b"-").isdigit():
         shown = line[:60].decode(errors="replace").strip()
-        raise UserError(f"{where} is {shown!r}: it must be `name label`, such as n01440764/a.JPEG 0")
+        raise UserError(
+            f"{where} is {shown!r}: it must be `name label`, such as n01440764/a.JPEG 0"
+        )
     label = int(rest[0][:12])
     if not 0 <= label < classes:
         raise UserError(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +10,7 @@ from torch import Tensor
 from qnet.data.batches import WHOLE, Augment, Batches, BatchSource, Part
 from qnet.data.manifest import has_manifest, load_listing
 from qnet.data.prepared import DatasetInfo, load_split
+from qnet.data.raw import Warn, to_stderr
 
 
 def open_batches(
@@ -27,7 +25,7 @@ def open_batches(
     chosen: Tensor | None = None,
     workers: int = 0,
     bad_images: int = 0,
-    warn: Callable[[str], None] = partial(print, file=sys.stderr),
+    warn: Warn = to_stderr,
 ) -> BatchSource:
     """The images of a split, in memory or decoded on the way.
 

@@ -23,7 +23,7 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     Raises:
         ValueError: if the values are float or beyond 16 bits, which have no known range.
     """
-    image = _eight_bits(image).convert("L" if channels == 1 else "RGB")
+    image = eight_bits(image).convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
@@ -96,7 +96,7 @@ def convert(
     return fill(len(images), size, channels, read, progress)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image) -> Image.Image:
     """The same picture with 8 bits to a channel and nothing transparent."""
     if image.mode == "F":
         raise ValueError("float pixels have no known range, save it with 8 or 16 bits")

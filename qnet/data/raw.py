@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,8 @@ from qnet.errors import UserError
 
 Progress = Callable[[int, int], None]
 """Called now and then with the number of images done and of all images."""
+Warn = Callable[[str], None]
+"""Told of what went wrong and was got over, a line each."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,22 @@ class Raw:
     notes: list[str] = field(default_factory=list)
 
 
+def to_stderr(line: str) -> None:
+    """Print a line to standard error."""
+    print(line, file=sys.stderr)
+
+
 def class_names(folder: Path) -> list[str]:
     """Names of the class folders in `folder`, which are those not hidden, in their order.
 
     Raises:
-        UserError: a name is not in UTF-8.
+        UserError: the folder cannot be listed, or a name is not in UTF-8.
     """
-    names = sorted(
-        path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir()
-    )
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+    except OSError as error:
+        raise unlisted(error) from error
     for name in names:
         try:
             name.encode()
@@ -50,3 +61,11 @@ def class_names(folder: Path) -> list[str]:
                 f"{folder}: the name of the class folder {name!r} is not in UTF-8: rename it"
             ) from error
     return names
+
+
+def unlisted(error: OSError) -> UserError:
+    """What to say of a file or folder that could not be looked at."""
+    where = os.fsdecode(error.filename)
+    return UserError(
+        f"{where}: cannot be looked at ({error.strerror}): mend it or its permissions, or remove it"
+    )

@@ -10,12 +10,9 @@ are the same whatever the number of workers, which only decides how soon they co
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -26,7 +23,10 @@ from torchvision.transforms import v2
 
 from qnet.data.batches import WHOLE, Augment, Normalise, Part, require_full_batch
 from qnet.data.manifest import Listing
+from qnet.data.pixels import eight_bits
 from qnet.data.prepared import DatasetInfo
+from qnet.data.raw import Warn, to_stderr
+from qnet.data.workers import REMEDY, ignore_interrupt, loss, make_room
 from qnet.errors import UserError, one_line
 
 Order = tuple[list[int], list[int] | None]  # places of the pictures, and a seed for each
@@ -72,7 +72,7 @@ class StreamedBatches:
         part: Part = WHOLE,
         workers: int = 0,
         bad_images: int = 0,
-        warn: Callable[[str], None] = partial(print, file=sys.stderr),
+        warn: Warn = to_stderr,
         name: str = "given",
     ) -> None:
         if augment is not None:
@@ -186,7 +186,7 @@ class _Pictures(Dataset[Decoded]):
     def _decode(self, place: int, seed: int | None) -> np.ndarray:
         """One picture, uint8 [S, S, 3]."""
         with Image.open(self.listing.path(place)) as image:
-            picture = image.convert("RGB")
+            picture = eight_bits(image).convert("RGB")
         if seed is None:
             return np.asarray(self.evaluation(picture))
         with torch.random.fork_rng(devices=[]):  # this process may be the one that trains
@@ -199,26 +199,22 @@ def _decoded(
     pictures: _Pictures, orders: list[Order], workers: int, pin: bool
 ) -> Iterator[Decoded]:
     """The batches in their order."""
+    if workers > 0:
+        make_room()
     loader = DataLoader(
         pictures,
         sampler=orders,
         batch_size=None,  # an item is a batch
         num_workers=workers,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=ignore_interrupt,
         pin_memory=pin,
         generator=torch.Generator(),  # not the global one, which dropout uses
     )
     try:
         yield from loader
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (OSError, RuntimeError) as error:
+        if (reason := loss(error)) is None:
             raise
         raise UserError(
-            f"runtime.workers is {workers}, and one of them died ({str(error).splitlines()[0]}): "
-            "use fewer, or give more memory (shared memory, in a container)"
+            f"runtime.workers is {workers}, and one of them died ({reason}): {REMEDY}"
         ) from error
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C to the process that trains: it ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

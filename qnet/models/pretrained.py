@@ -81,8 +81,20 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
             f"model.pretrained: {origin} does not fit {name}: {differences}; nothing was loaded, "
             f"set {_remedy(state, expected)}, or another file"
         )
+    for key, tensor in state.items():
+        if expected[key].is_floating_point() and not _is_usable(tensor):
+            raise UserError(
+                f"model.pretrained: {key} of {origin} is {tensor.dtype} and not all of it finite "
+                "numbers in float; give a network of full precision"
+            )
     model.load_state_dict(state)
     return notes
+
+
+def _is_usable(tensor: Tensor) -> bool:
+    """Whether it holds what can be a weight: dense, and finite real numbers with fractions."""
+    dense = tensor.layout == torch.strided and tensor.device.type != "meta"
+    return dense and tensor.is_floating_point() and bool(tensor.isfinite().all())
 
 
 def _from_torchvision(name: str, source: str) -> tuple[str, State]:

@@ -7,6 +7,8 @@ import pytest
 from stages import launch
 from tests.pipeline import chdir, write_params
 
+MASTER = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
 
 @pytest.fixture
 def how(monkeypatch, tmp_path):
@@ -15,7 +17,7 @@ def how(monkeypatch, tmp_path):
     def find(processes: int, **environment: str) -> str:
         found: list[str] = []
         write_params(tmp_path, runtime__processes=processes)
-        for name in ("RANK", "WORLD_SIZE"):
+        for name in ("RANK", "WORLD_SIZE", *MASTER):
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -38,11 +40,13 @@ def test_alone_or_a_launcher_as_params_say(how):
 
 
 def test_torchrun_has_started_it_among_others(how):
-    assert how(1, RANK="0", WORLD_SIZE="2") == "one of many"
-    assert how(2, RANK="0", WORLD_SIZE="1") == "alone"
+    assert how(1, RANK="0", WORLD_SIZE="2", **MASTER) == "one of many"
+    assert how(2, RANK="0", WORLD_SIZE="1", **MASTER) == "alone"
 
 
-@pytest.mark.parametrize("exported", [{"WORLD_SIZE": "2"}, {"RANK": "0"}])
+@pytest.mark.parametrize(
+    "exported", [{"WORLD_SIZE": "2"}, {"RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "2"}]
+)
 def test_a_cluster_that_exports_half_of_it_changes_nothing(exported, how):
     assert how(1, **exported) == "alone"
     assert how(2, **exported) == "launcher"

@@ -196,7 +196,8 @@ def test_the_parts_of_several_processes_make_up_the_batches() -> None:
         for of_batch, of_shares in zip(batch, zip(*shares, strict=True), strict=True):
             assert torch.equal(of_batch, torch.cat(of_shares))
     scored = [batch for part in parts for batch in part.ordered()]
-    for of_whole, of_parts in zip(zip(*whole.ordered()), zip(*scored), strict=True):
+    parted = zip(*scored, strict=True)
+    for of_whole, of_parts in zip(zip(*whole.ordered(), strict=True), parted, strict=True):
         assert torch.equal(torch.cat(of_whole), torch.cat(of_parts))
 
 

@@ -166,7 +166,12 @@ def test_an_empty_flat_val(flat: Path) -> None:
     [
         ("val.txt", "_00000001.JPEG", "_9.JPEG", "line 5 names ILSVRC2012_val_9.JPEG, which is no"),
         ("train.txt", "_1.JPEG", "_99.JPEG", "line 2 names n01440764/n01440764_99.JPEG, which is"),
-        ("val.txt", "00.JPEG 0", "00.JPEG 3", "line 1 has the label 3: labels are 0 to 2, as train"),
+        (
+            "val.txt",
+            "00.JPEG 0",
+            "00.JPEG 3",
+            "line 1 has the label 3: labels are 0 to 2, as train",
+        ),
         ("train.txt", "_0.JPEG 0", "_0.JPEG -1", "line 1 has the label -1: labels are 0 to 2, as"),
         ("train.txt", "_0.JPEG 0", "_0.JPEG --1", "_0.JPEG --1': it must be `name label`"),
         ("val.txt", " 0", "", "line 1 is 'ILSVRC2012_val_00000000.JPEG': it must be `name label`"),

@@ -42,9 +42,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def equal(a: Iterator[Batch], b: Iterator[Batch]) -> bool:
-    return all(
-        torch.equal(x, y) and torch.equal(k, m) for (x, k), (y, m) in zip(a, b, strict=True)
-    )
+    return all(torch.equal(x, y) and torch.equal(k, m) for (x, k), (y, m) in zip(a, b, strict=True))
 
 
 def test_an_epoch(found) -> None:
@@ -79,7 +77,8 @@ def test_the_parts_of_several_processes_make_up_the_batches(found, world) -> Non
         joined = ((torch.cat(x), torch.cat(y)) for x, y in (zip(*b, strict=True) for b in epochs))
         assert equal(whole[0].epoch(generator()), joined)
     scored = [batch for part in parts[1] for batch in part.ordered()]
-    for of_whole, of_parts in zip(zip(*whole[1].ordered()), zip(*scored), strict=True):
+    parted = zip(*scored, strict=True)
+    for of_whole, of_parts in zip(zip(*whole[1].ordered(), strict=True), parted, strict=True):
         assert torch.equal(torch.cat(of_whole), torch.cat(of_parts))
 
 

@@ -1,0 +1,35 @@
+"""Processes that decode pictures: room for them, and what it looks like when one is lost."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from contextlib import suppress
+
+REMEDY = "use fewer, or give more memory (shared memory, in a container)"
+
+
+def make_room() -> None:
+    """Let this process open as many files as it is allowed to: each worker takes eight of them."""
+    with suppress(ImportError, OSError, ValueError):  # not on Windows; or no more are to be had
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def loss(error: Exception) -> str | None:
+    """What `error` says, if it says that a worker died or that there is no room for it.
+
+    PyTorch raises that wherever the process is that waits for batches, between them too.
+    """
+    full = isinstance(error, OSError) and error.errno == errno.EMFILE
+    text = str(error)
+    if full or text.startswith(("DataLoader worker", "Too many open files")):
+        return text.splitlines()[0]
+    return None
+
+
+def ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C to the process that trains: it ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
