@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qnet.errors import UserError
-
-NOT_OF_COMPILING = (torch.OutOfMemoryError, UserError)
-"""What a compiled call raises as an uncompiled one would: trying again would hide it, or fail."""
+from qnet.memory import is_out_of_memory
 
 
 class CompiledNetwork:
@@ -32,15 +30,21 @@ class CompiledNetwork:
         return self.network(images)
 
 
+def is_of_compiling(error: Exception) -> bool:
+    """Whether to go on uncompiled may help: `error` is no mistake, nor did memory run out."""
+    return not isinstance(error, UserError) and not is_out_of_memory(error)
+
+
 def warn_uncompiled(what: str, error: Exception) -> None:
     """Say that `what` could not be compiled; a missing or failing compiler shows in many ways.
 
     To be called where `error` is caught.
 
     Raises:
-        torch.OutOfMemoryError, UserError: `error` is one of these, and so not of compiling.
+        UserError, MemoryError, RuntimeError: `error` itself, a mistake or memory that ran out: not
+            of compiling, and trying again would hide it, or fail.
     """
-    if isinstance(error, NOT_OF_COMPILING):
+    if not is_of_compiling(error):
         raise error
     reason = str(error).strip().splitlines()
     warnings.warn(

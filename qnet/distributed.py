@@ -70,6 +70,7 @@ def share_state(model: nn.Module) -> None:
         values = tensor.detach().contiguous()  # channels_last is not
         dist.broadcast(values, src=0)
         tensor.copy_(values)
+    model.load_state_dict(model.state_dict())  # a quantizer keeps its thresholds as numbers too
 
 
 def backward(loss: Tensor, share: float, parameters: Iterable[Tensor]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qnet.compiling import NOT_OF_COMPILING
+from qnet.compiling import is_of_compiling
 
 _BEFORE = 3  # steps that compile kernels, choose algorithms and make what the optimizer keeps
 
@@ -74,9 +74,9 @@ class GraphedStep:
             # Threads that load pictures may pin memory meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step(images, labels)
-        except NOT_OF_COMPILING:
-            raise
         except Exception as error:  # a network of the user's own may wait for the device
+            if not is_of_compiling(error):
+                raise
             torch.cuda.synchronize()
             self._works = False
             warnings.warn(

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-_EXPONENT = 37.0  # exp of up to this, times exp(SPREAD), stays inside float32
+_EXPONENT = 40.0  # exp of up to this, times exp(SPREAD), stays inside float32
 SPREAD = 20.0  # and _EXPONENT - SPREAD is far enough for σ to round to 1
 _NOTHING = 128.0  # exp of minus this is 0
 
@@ -122,7 +122,8 @@ def _even_slope(even: _Even) -> Tensor:
 def _exp(z: Tensor) -> Tensor:
     """exp(z / 64), a polynomial, to the power of 64: in a fused loop cheaper than torch.exp.
 
-    Right to 4e-6 for |z| up to `SPREAD`, where thresholds lie; further out σ is 0 or 1 anyway.
+    Right to 4e-6 for |z| up to 20 (`SPREAD`), where thresholds lie, to 4e-5 up to 28, where those
+    at the ends of "near" may; further out σ is 0 or 1 anyway.
     """
     z = z * (1 / 64)
     result = z * (1 / 720) + 1 / 120

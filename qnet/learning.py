@@ -18,6 +18,9 @@ from qnet.quantizer import quantizers
 class Learning:
     """Holds still what `params` say does not learn.
 
+    But for `weights` and `weight_scales` of activations: that is for who inserts the quantizers
+    (`stages.quantizers.treat_weights`).
+
     Args:
         model: with its quantizers; what never learns needs no gradient from now on.
         params: the section of params.yaml that the phase follows.

@@ -44,7 +44,9 @@ class LevelSet:
 
     def __post_init__(self) -> None:
         values = self.values
-        if len(values) < 2 or any(low >= high for low, high in pairwise(values)):
+        if not isinstance(values, tuple) or any(type(value) is not int for value in values):
+            problem = "a tuple of whole numbers"
+        elif len(values) < 2 or any(low >= high for low, high in pairwise(values)):
             problem = "at least two values, strictly increasing"
         elif values[0] != 0 and any(a != -b for a, b in zip(values, reversed(values), strict=True)):
             problem = "values symmetric about zero, or starting at zero"

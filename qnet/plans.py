@@ -1,7 +1,8 @@
 """Which of the ways in `qnet.kernels` computes a step function or its window with the least work.
 
-One exponential for all thresholds where they are evenly spaced or close together, only the
-thresholds near a value where the others are 0 or 1, and the nearest one alone for a hard function.
+One exponential for all thresholds where they are close together, in pairs where they are
+symmetric; only those near a value where they are evenly spaced and far apart; and of a hard
+function the nearest one alone.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def plan_of_window(stairs: Stairs, window: Window) -> Planned | None:
     return (Plan("line"), [1.0]) if isinstance(window, str) else plan_of(stairs, window)
 
 
-def _best(stairs: Stairs, temperature: float | None) -> Planned:
+def _best(stairs: Stairs, temperature: float | None) -> tuple[Plan, list[Tensor | float]]:
     """What computes least, without T, where all numbers are known."""
     thresholds = [float(b) for b in stairs.thresholds]
     first, spacing = thresholds[0], stairs.spacing

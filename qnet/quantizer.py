@@ -223,7 +223,8 @@ def _checked(thresholds: Tensor, levels: LevelSet) -> Tensor:
             f"thresholds of shape {list(thresholds.shape)}: levels {levels.name} need {count}, "
             "one between each two neighbouring levels"
         )
-    if not (thresholds.isfinite().all() and (thresholds.diff() > 0).all()):
+    computed = thresholds.float()  # what is computed with
+    if not (computed.isfinite().all() and (computed.diff() > 0).all()):
         raise UserError(f"thresholds {thresholds.tolist()}: must be finite and strictly increasing")
     return thresholds
 

@@ -10,8 +10,10 @@ describes.
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -71,10 +73,21 @@ def _is_needless(relu: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether nothing would change without this call: neither its readers nor, where it works in
     place, those of its input."""
     in_place = modules[str(relu.target)].inplace
-    alone = not in_place or all(len(node.users) == 1 for node in relu.all_input_nodes)
+    alone = not in_place or all(_is_new(node, modules) for node in relu.all_input_nodes)
     return alone and all(
         reader.op == "call_module" and _clips(modules[str(reader.target)]) for reader in relu.users
     )
+
+
+def _is_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the memory of this result has one reader: it is no view of what others read."""
+    if len(node.users) > 1:
+        return False
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], (nn.Conv2d, nn.Linear, _BatchNorm))
+    if node.target is operator.iadd:
+        return isinstance(node.args[0], fx.Node) and _is_new(node.args[0], modules)
+    return node.target in (operator.add, torch.add)
 
 
 def _clips(layer: nn.Module) -> bool:

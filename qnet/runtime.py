@@ -33,6 +33,9 @@ class Runtime:
 def start(params: RuntimeParams) -> Runtime:
     """Set up the process as `params` say.
 
+    To be called before anything is computed: threads that are there already go on with denormal
+    numbers.
+
     Raises:
         UserError: `runtime.device` names a device that this machine does not have, or does not
             have for each of the processes; or several are to compile the network.
@@ -82,12 +85,6 @@ def seed_for(seed: int, *names: str | int) -> int:
     """
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether PyTorch raised `error` because memory ran out, of the host or of a device."""
-    kinds = MemoryError, torch.OutOfMemoryError
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def device_named(name: str | torch.device, parameter: str = "device") -> torch.device:

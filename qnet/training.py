@@ -23,12 +23,13 @@ from qnet.history import History, Row
 from qnet.inference import folded
 from qnet.learning import Learning, check_batch_norm
 from qnet.loss import distils, training_loss
+from qnet.memory import is_out_of_memory
 from qnet.optimizer import build_optimizer, set_learning_rate
 from qnet.params import QuantizedTrainingParams, TrainingParams
 from qnet.quantizer import Quantizer, quantizers, soft_forward
 from qnet.relus import skip_relus
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
-from qnet.runtime import Runtime, is_out_of_memory, seed_for
+from qnet.runtime import Runtime, seed_for
 from qnet.schedules import is_due, learning_rate, temperature_at
 from qnet.weights import QuantizedLayer, alike, quantized_together
 
@@ -91,6 +92,7 @@ class Trainer:
         self.annealed = annealed
         self._check(teacher)
         self.learning = Learning(model, params)
+        share_state(model)
         if world() > 1:
             synchronise_batch_norm(model)
         skip_relus(model)

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 from qnet.data.workers import REMEDY, loss
 from qnet.errors import UserError, one_line
 from qnet.files import write_text
+from qnet.memory import is_out_of_memory
 from qnet.params import Params, load_params
-from qnet.runtime import is_out_of_memory
 
 PREPARED = Path("data/prepared")
 CHECKPOINTS = Path("checkpoints")

@@ -85,6 +85,10 @@ def test_a_weight_with_two_names(tiny_info, tmp_path, monkeypatch):
     assert load_model(tmp_path / "tied.safetensors") is model
 
 
+def first_of(description):
+    return next(iter(description["quantizers"].values()))
+
+
 def refuse(path, message):
     with pytest.raises(UserError, match=message) as caught:
         load_checkpoint(path)
@@ -120,6 +124,9 @@ def test_a_foreign_file(path):
         (lambda t, d: d.update(architecture="resnet21"), "resnet21"),
         (lambda t, d: d.update(quantizers={}), "is unknown"),
         (lambda t, d: d["dataset"].update(classes=["a", "b"]), "instead of"),
+        (lambda t, d: d.update(architecture="not_there:net"), r"cannot be built: .*not_there"),
+        (lambda t, d: first_of(d).update(temperature=10**400), "incomplete description"),
+        (lambda t, d: first_of(d).update(alpha_shape=[-1]), "incomplete description"),
     ],
 )
 def test_a_file_that_does_not_fit(path, change, message):

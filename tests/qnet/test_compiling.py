@@ -48,7 +48,12 @@ def test_what_cannot_be_compiled_is_computed_uncompiled_and_told_once(failing):
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), UserError("data.root is gone; mend it")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        UserError("data.root is gone; mend it"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_what_is_no_fault_of_compiling_is_raised_as_it_is(error, failing):

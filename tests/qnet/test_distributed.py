@@ -135,6 +135,7 @@ def worker(number: int, port: int, folder: Path) -> None:
         "few": few(),
         "alike": alike(),
         "shared": shared(),
+        "quantizer": shared_quantizer(),
         "disagree": disagreement(folder),
     }
     torch.save(found, folder / f"{number}.pt")
@@ -168,6 +169,14 @@ def shared() -> dict[str, Tensor]:
     model = network(3, 1, 8).to(memory_format=torch.channels_last)
     share_state(model)
     return model.state_dict()
+
+
+def shared_quantizer() -> Tensor:
+    """What a quantizer gives at thresholds of the first process."""
+    first = torch.tensor([0.5, 1.5, 2.5])
+    quantizer = Quantizer(activation_levels(2), thresholds=first - 0.1 * rank())
+    share_state(quantizer)
+    return quantizer(first - 0.05).detach()
 
 
 def disagreement(folder: Path) -> str:
@@ -232,6 +241,7 @@ def test_the_processes_agree_to_the_last_bit(kind, both):
         assert torch.equal(second[name], value), name
     for name, value in both[0]["shared"].items():
         assert torch.equal(both[1]["shared"][name], value), name
+    assert all(found["quantizer"].tolist() == [0, 1, 2] for found in both)
 
 
 def test_sums_and_parts(both):

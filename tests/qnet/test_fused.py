@@ -13,9 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import qnet.fused
 from qnet.fused import fused_backward, fused_forward, use_compiled
+from qnet.kernels import slope
 from qnet.levels import LevelSet, activation_levels, weight_levels
+from qnet.plans import plan_of
 from qnet.quantizer import Quantizer
-from qnet.staircase import stairs_of
+from qnet.staircase import Stairs, stairs_of
 from qnet.steps import Quantize
 from tests.textbook import every_set, halfway, uneven
 from tests.waiting import NoWaiting
@@ -210,3 +212,14 @@ def test_small_tensors_and_scales_per_channel_are_not_compiled() -> None:
     finally:
         use_compiled(False)
     assert not qnet.fused.applies(large, one, one)
+
+
+def test_far_below_thresholds_that_share_an_exponential_the_gradient_is_zero() -> None:
+    """With T (b - c) just below what they share it at."""
+    thresholds, steps = [-2.49, -1.0, 0.7, 2.49], [1, 1, 1, 1]
+    planned = plan_of(Stairs(thresholds, steps), 8.0)
+    assert planned is not None
+    plan, numbers = planned
+    assert plan.how == "shared"
+    u = torch.tensor([-50.0, -10.0, 10.0, 50.0])
+    assert slope(u, steps, 0.0, plan, torch.tensor(numbers)).tolist() == [0, 0, 0, 0]

@@ -141,3 +141,9 @@ def test_what_is_no_level_set_is_refused_where_one_is_taken(levels):
         cluster([1.0, 2.0], levels, name="weights")
     with pytest.raises(UserError, match=rf"^Quantizer: levels {levels!r} are no level set"):
         Quantizer(levels)
+
+
+@pytest.mark.parametrize("values", [(-0.5, 0.5), (-1.5, 0, 1.5), (0, True), [-1, 1]])
+def test_a_set_is_a_tuple_of_whole_numbers(values) -> None:
+    with pytest.raises(UserError, match="a level set needs a tuple of whole numbers"):
+        LevelSet("mine", values)

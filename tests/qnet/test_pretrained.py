@@ -316,3 +316,20 @@ def test_train_fp_names_what_is_wrong_before_it_starts(tmp_path):
     run("prepare", tmp_path)
     message = run("train_fp", tmp_path, status=2)
     assert message.startswith("error: model.pretrained: weights.pth does not exist")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.to(torch.int8),
+        lambda weight: weight.to(torch.complex64),
+        lambda weight: weight.fill_(torch.nan),
+        lambda weight: weight.to_sparse(),
+    ],
+    ids=["int8", "complex", "nan", "sparse"],
+)
+def test_what_cannot_be_a_weight_is_named(change, tmp_path):
+    state = tiny(1).state_dict()
+    state["3.weight"] = change(state["3.weight"])
+    torch.save(state, tmp_path / "odd.pth")
+    refuse(tiny(2), str(tmp_path / "odd.pth"), r"model\.pretrained: 3\.weight of .* is torch\.")

@@ -113,6 +113,8 @@ class Readers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + 1
+        if self.read == "a view":
+            return self.layer(self.relu(x.view(-1, 4))) + x
         y = self.relu(x)
         if self.read == "output":
             return self.layer(y) + y
@@ -135,6 +137,8 @@ class Readers(nn.Module):
         ("input", True, []),  # x itself is changed
         ("twice", True, ["relu"]),
         ("called twice", True, []),
+        ("a view", True, []),  # so it is here
+        ("a view", False, ["relu"]),
         ("values", True, []),  # cannot be traced
     ],
 )

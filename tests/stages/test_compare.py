@@ -124,3 +124,18 @@ def test_outside_a_repository_it_says_so(tmp_path):
     output = run("compare", tmp_path, status=2)
     assert output.startswith("error: `dvc exp show` failed (ERROR: ")
     assert output.count("\n") == 1
+
+
+def test_of_one_network_at_several_commits_the_newest_is_told():
+    newest, older = experiment(90, 89, 86), experiment(80, 79, 70)
+    assert [row.top1 for row in group([newest, older])] == [90, 89, 86]
+
+
+def test_experiments_of_other_versions_are_left_out_and_counted(shown, tmp_path):
+    older = shown[1]["experiments"][0]["revs"][0]["data"]["params"]["params.yaml"]["data"]
+    del older["weights"]["levels"]
+    compare.subprocess.run().stdout = json.dumps(shown)
+    write_params(tmp_path)
+    output = run("compare", tmp_path)
+    assert "1 experiments of another version of this code are left out" in output
+    assert "84.00" in output

@@ -354,6 +354,11 @@ def test_the_report_tells_of_parameters_that_have_changed(workspace):
     lock = {"stages": {"train_weights": {"params": {"params.yaml": {"weights.levels": 1}}}}}
     (workspace / "dvc.lock").write_text(yaml.safe_dump(lock))
     assert "changed" not in run("report", workspace)
+    text = (workspace / "params.yaml").read_text()
+    lock["stages"]["train_weights"]["params"]["params.yaml"]["weights.nesterov"] = True
+    (workspace / "dvc.lock").write_text(yaml.safe_dump(lock))
+    (workspace / "params.yaml").write_text(text.replace("nesterov: true", "nesterov: True"))
+    assert "changed" not in run("report", workspace)
     write_params(workspace, weights__levels=2)
     assert "params.yaml has changed since the last `dvc repro` (weights.levels)" in run(
         "report", workspace
@@ -378,6 +383,30 @@ def test_memory_that_runs_out_is_said_in_one_line(workspace, monkeypatch):
     assert output.splitlines()[-1].startswith(
         "error: fp.batch_size is 128, and memory ran out; use"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "memory ran out; use smaller images (data.size), fewer processes"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "runtime.workers: one of them died (DataLoader worker (pid 7) is killed by signal",
+        ),
+        (
+            PermissionError(13, "Permission denied", "some/file"),
+            "some/file: Permission denied; mend the path, its permissions or the disk",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_machine_that_fails_while_scoring_is_one_line(error, message, workspace, monkeypatch):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("stages.training.evaluate_classes", fail)
+    output = run("train_fp", workspace, status=2).strip()
+    assert output.splitlines()[-1].startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize(

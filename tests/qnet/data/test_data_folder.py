@@ -199,3 +199,32 @@ def test_float_images_are_refused(tree: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.float32)).save(tree / "train/cat/f.tiff")
     with pytest.raises(UserError, match=r"f\.tiff: cannot be read \(float pixels"):
         load(tree)
+
+
+def test_a_link_to_nothing_is_named_and_not_left_out(tree: Path) -> None:
+    (tree / "train/cat/d.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"train/cat/d\.png: cannot be read .*replace or remove it"):
+        load(tree)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
+@pytest.mark.parametrize("locked", ["train", "train/cat", "train/cat/deeper"])
+def test_a_folder_that_cannot_be_looked_into_is_named(tree: Path, locked: str) -> None:
+    write(tree / "train/cat/deeper/e.png")
+    (tree / locked).chmod(0)
+    try:
+        with pytest.raises(UserError, match=rf"{locked}.*: cannot be looked at \(Permission"):
+            load(tree)
+    finally:
+        (tree / locked).chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tree: Path, monkeypatch) -> None:
+    def fail(folder: object) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(
+        UserError, match=r"train: cannot be looked at \(Permission denied\): mend it"
+    ):
+        load(tree)

@@ -252,3 +252,8 @@ def test_a_damaged_manifest(tree: Path, tmp_path: Path) -> None:
     (folder / "manifest.json").write_text("[]")
     with pytest.raises(UserError, match=r"manifest\.json: missing or damaged"):
         load_listing(folder, "test")
+
+
+def test_a_link_to_nothing_is_named_and_not_left_out(tree: Path) -> None:
+    (tree / "train" / WNIDS[0] / "gone.JPEG").symlink_to("nowhere.JPEG")
+    assert "gone.JPEG: cannot be looked at (No such file or directory)" in refused(tree)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +21,9 @@ from torchvision.transforms import v2
 
 from qnet.data import Augment, DatasetInfo, Listing, Part, prepare_imagenet
 from qnet.data import streamed as module
+from qnet.data.pixels import to_pixels
 from qnet.data.streamed import StreamedBatches
+from qnet.data.workers import loss, make_room
 from qnet.errors import UserError
 from tests.pictures import corrupt, write_tree
 
@@ -204,3 +210,49 @@ def test_a_worker_that_dies_is_no_traceback(found, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module._Pictures, "__getitem__", die)
     with pytest.raises(UserError, match=r"runtime\.workers is 1, and one of them died"):
         list(batches(found, workers=1).ordered())
+
+
+def test_a_worker_that_is_killed_between_batches_is_known_as_that(found) -> None:
+    epoch = batches(found, workers=1, batch_size=1).epoch(generator())
+    next(epoch)
+    [worker] = multiprocessing.active_children()
+
+    def go_on() -> None:
+        worker.kill()
+        time.sleep(1)  # the signal that it has ended comes now, or with the next batch
+        list(epoch)
+
+    with pytest.raises((RuntimeError, UserError)) as caught:
+        go_on()
+    error = caught.value
+    assert isinstance(error, UserError) or loss(error) is not None
+
+
+def test_without_room_for_the_workers_files_it_says_so(found, monkeypatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(module.DataLoader, "__iter__", full)
+    with pytest.raises(UserError, match=r"runtime\.workers is 1, .*Too many open files.*use fewer"):
+        list(batches(found, workers=1).ordered())
+
+
+def test_workers_may_open_as_many_files_as_are_allowed() -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 64), hard))
+    try:
+        make_room()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_png_is_what_it_is_in_a_folder_of_images(found) -> None:
+    listing = found[1]["test"]
+    ramp = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    see_through = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    for place, image in enumerate((Image.fromarray(ramp), see_through)):
+        image.save(listing.path(place), format="png")
+        pixels = batches(found, split="test", augment=None)._pictures._decode(place, None)
+        assert abs(pixels.mean() - to_pixels(image, 32, 3).mean()) < 10  # its middle is cut
