@@ -205,7 +205,9 @@ def load_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.n
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{path}: is missing: {REMEDY}") from error
-    except (OSError, EOFError, ValueError) as error:  # NumPy's for a damaged file
+    except MemoryError:
+        raise
+    except Exception as error:  # NumPy raises a dozen kinds for damaged files
         raise UserError(f"{path}: truncated or not an array file: {REMEDY}") from error
     if not isinstance(array, np.ndarray):  # an .npz archive
         raise UserError(f"{path}: holds several arrays instead of one: {REMEDY}")

@@ -112,14 +112,24 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "train_images.npy", "train_labels.npy"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "header", "noise"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty", "truncated", "header", "noise", "archive", "bracket", "key"]
+)
 def test_damaged_files_are_named(folder: Path, name: str, damage: str) -> None:
     path = folder / name
     content = path.read_bytes()
     if damage == "missing":
         path.unlink()
     else:
-        kept = {"empty": b"", "truncated": content[:-3], "header": content[:20], "noise": b"\x93NU"}
+        kept = {
+            "empty": b"",
+            "truncated": content[:-3],
+            "header": content[:20],
+            "noise": b"\x93NU",
+            "archive": b"PK\x03\x04" + content[4:],
+            "bracket": content.replace(b"}", b"(", 1),
+            "key": content.replace(b"'descr'", b"1234567", 1).replace(b"{", b"[", 1),
+        }
         path.write_bytes(kept[damage])
     with pytest.raises(UserError) as caught:
         load_split(folder, "train")
