@@ -18,8 +18,7 @@ from qnet.quantizer import quantizers
 class Learning:
     """Holds still what `params` say does not learn.
 
-    But for `weights` and `weight_scales` of activations: that is for who inserts the quantizers
-    (`stages.quantizers.treat_weights`).
+    But for `weights` and `weight_scales` of activations: these are for who inserts the quantizers.
 
     Args:
         model: with its quantizers; what never learns needs no gradient from now on.

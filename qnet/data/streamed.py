@@ -26,7 +26,7 @@ from qnet.data.manifest import Listing
 from qnet.data.pixels import eight_bits
 from qnet.data.prepared import DatasetInfo
 from qnet.data.raw import Warn, to_stderr
-from qnet.data.workers import REMEDY, ignore_interrupt, loss, make_room
+from qnet.data.workers import REMEDY, ignore_interrupt, make_room, why_lost
 from qnet.errors import UserError, one_line
 
 Order = tuple[list[int], list[int] | None]  # places of the pictures, and a seed for each
@@ -213,7 +213,7 @@ def _decoded(
     try:
         yield from loader
     except (OSError, RuntimeError) as error:
-        if (reason := loss(error)) is None:
+        if (reason := why_lost(error)) is None:
             raise
         raise UserError(
             f"runtime.workers is {workers}, and one of them died ({reason}): {REMEDY}"

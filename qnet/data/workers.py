@@ -18,7 +18,7 @@ def make_room() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def loss(error: Exception) -> str | None:
+def why_lost(error: Exception) -> str | None:
     """What `error` says, if it says that a worker died or that there is no room for it.
 
     PyTorch raises that wherever the process is that waits for batches, between them too.

@@ -23,7 +23,7 @@ from qnet.data import Augment, DatasetInfo, Listing, Part, prepare_imagenet
 from qnet.data import streamed as module
 from qnet.data.pixels import to_pixels
 from qnet.data.streamed import StreamedBatches
-from qnet.data.workers import loss, make_room
+from qnet.data.workers import make_room, why_lost
 from qnet.errors import UserError
 from tests.pictures import corrupt, write_tree
 
@@ -225,7 +225,7 @@ def test_a_worker_that_is_killed_between_batches_is_known_as_that(found) -> None
     with pytest.raises((RuntimeError, UserError)) as caught:
         go_on()
     error = caught.value
-    assert isinstance(error, UserError) or loss(error) is not None
+    assert isinstance(error, UserError) or why_lost(error) is not None
 
 
 def test_without_room_for_the_workers_files_it_says_so(found, monkeypatch) -> None:
