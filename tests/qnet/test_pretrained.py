@@ -328,6 +328,7 @@ def test_train_fp_names_what_is_wrong_before_it_starts(tmp_path):
     ],
     ids=["int8", "complex", "nan", "sparse"],
 )
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
 def test_what_cannot_be_a_weight_is_named(change, tmp_path):
     state = tiny(1).state_dict()
     state["3.weight"] = change(state["3.weight"])
