@@ -163,7 +163,7 @@ def _experiments(commits: int) -> list[dict[str, Any]]:
     known = [experiment for experiment in whole if _is_known(experiment)]
     if len(known) < len(whole):
         print(
-            f"{len(whole) - len(known)} experiments of another version of this code are left out",
+            f"experiments of another version of this code, left out: {len(whole) - len(known)}",
             file=sys.stderr,
         )
     return known

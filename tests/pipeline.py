@@ -17,6 +17,7 @@ import yaml
 from stages import common
 
 ROOT = Path(__file__).parent.parent
+STAGES = ("prepare", "train_fp", "cluster", "train_weights", "train_activations")
 
 QUICK = {
     "data.size": 8,

@@ -137,5 +137,5 @@ def test_experiments_of_other_versions_are_left_out_and_counted(shown, tmp_path)
     compare.subprocess.run().stdout = json.dumps(shown)
     write_params(tmp_path)
     output = run("compare", tmp_path)
-    assert "1 experiments of another version of this code are left out" in output
+    assert "experiments of another version of this code, left out: 1" in output
     assert "84.00" in output
