@@ -1,6 +1,6 @@
 # make repro: the whole pipeline.  make test: lint, types, tests.  make bench: docs/performance.md.
 # make test-oldest: the tests with the oldest supported versions (Python 3.10 to 3.12).
-# Each installs what it needs first.
+# Each installs what it needs first; Python compiles what is imported, pip need not compile all of it.
 
 PYTHON ?= python3
 VENV := .venv
@@ -35,7 +35,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@echo "Installing into $(VENV): a few minutes the first time."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e '.[pipeline,dev]'
+	$(VENV)/bin/pip install -q --no-compile --disable-pip-version-check -c $(CONSTRAINTS) -e '.[pipeline,dev]'
 	@touch $@
 
 clean:
