@@ -8,7 +8,7 @@ in float32, and in the memory format that PyTorch starts with.
 
 While activations are trained the weights are hard, and learn through the soft function's gradient;
 before, they are soft (Yang et al., CVPR 2019, and the code of it). Their alpha and beta learn in
-both phases, as they do in this project.
+both phases; in this project they stay while activations are trained (activations.weight_scales).
 """
 
 from __future__ import annotations

@@ -49,7 +49,6 @@ from qnet import (
     cluster,
     insert_quantizers,
     quantizable_layers,
-    quantizers,
     weight_levels,
 )
 from qnet.data import Augment, Batches, DatasetInfo, Split
@@ -173,7 +172,6 @@ def ours(phase: str, setting: Setting, *, distilled: bool = False, whole: bool =
     trainer = Trainer(
         model, getattr(params, section).model_copy(update=changes), TrainingData(*sources), runtime,
         phase=section, seed=0, teacher=teacher,
-        annealed=[quantizer for _, quantizer in quantizers(model)],
         progress=lambda batches, count, title: timed(batches, seconds),
     )  # fmt: skip
 

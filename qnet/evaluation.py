@@ -31,7 +31,8 @@ class Scores:
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Count one batch: `logits` [B, classes], `labels` [B], mean `loss` of the batch []."""
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        order = logits.argsort(dim=1, descending=True, stable=True)  # of equals the first: argmax
+        best = order[:, :5] == labels[:, None]
         count = torch.full_like(self.sums[0], len(labels))
         batch = loss.detach() * count, best[:, 0].sum(), best.sum(), count
         self.sums += torch.stack([number.to(self.sums) for number in batch])

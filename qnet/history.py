@@ -37,3 +37,8 @@ class History:
     def _score(self, epoch: int, select_on: str) -> tuple[float, float]:
         row = self.rows[epoch - 1]
         return row[f"{select_on}_top1"], -row[f"{select_on}_loss"]
+
+
+def is_due(epoch: int, every: int, epochs: int) -> bool:
+    """Whether `epoch`, counted from 1, is one of every so many, or the last of `epochs`."""
+    return epoch % every == 0 or epoch == epochs

@@ -181,26 +181,28 @@ def insert_quantizers(
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     places: dict[tuple[nn.Module, str], Quantizer] = {}
+    placed = set(modules.values())
     for kind, given in (("weights", weights), ("activations", activations)):
-        known = [
-            name
+        known = {
+            name: module
             for name, module in modules.items()
             if _has_weight(module) or (type(module) in _RELUS and kind == "activations")
-        ]
+        }
         for name, quantizer in given.items():
             if name not in known:
                 raise UserError(
-                    f"{kind}: {name!r} is not {_DESCRIBED[kind]}; {_nearest(name, known)}"
+                    f"{kind}: {name!r} is not {_DESCRIBED[kind]}; {_nearest(name, list(known))}"
                 )
             module = modules[name]
             slot = "weight_quantizer" if kind == "weights" else _slots(module)[0]
             if (module, slot) in places or isinstance(getattr(module, slot, None), Quantizer):
                 raise UserError(f"{kind}: {name!r} has a quantizer already; give it only one")
-            if any(quantizer is other for other in (*model.modules(), *places.values())):
+            if quantizer in placed:
                 raise UserError(
                     f"{kind}: the quantizer of {name!r} has another place; make a new one"
                 )
             places[module, slot] = quantizer
+            placed.add(quantizer)
 
     device = next((parameter.device for parameter in model.parameters()), None)
     for (module, slot), quantizer in places.items():
@@ -209,8 +211,9 @@ def insert_quantizers(
             _add_slots(module)
         setattr(module, slot, quantizer.to(device).train(module.training))
     for module in model.modules():
-        quantized = any(isinstance(part, tuple(_QUANTIZED.values())) for part in module.modules())
-        if isinstance(module, nn.TransformerEncoderLayer) and quantized:
+        if isinstance(module, nn.TransformerEncoderLayer) and any(
+            isinstance(part, tuple(_QUANTIZED.values())) for part in module.modules()
+        ):
             module.register_forward_hook(_unchanged)
     return model
 

@@ -12,31 +12,35 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qnet.errors import UserError
 from qnet.layers import quantized_weights
 from qnet.params import ActivationsParams, QuantizedTrainingParams, TrainingParams
-from qnet.quantizer import quantizers
+from qnet.quantizer import Quantizer, quantizers
 
 
 class Learning:
-    """Holds still what `params` say does not learn.
-
-    But for `weights` and `weight_scales` of activations: these are for who inserts the quantizers.
+    """Has the parts of `model` learn that `params` let learn, whatever an earlier phase did.
 
     Args:
-        model: with its quantizers; what never learns needs no gradient from now on.
+        model: with its quantizers; what never learns needs no gradient from now on. While
+            activations are trained, its quantized weights take the forward of `params.weights`.
         params: the section of params.yaml that the phase follows.
+
+    Attributes:
+        annealed: the quantizers in whose training T has a part, so that it follows the schedule.
     """
 
     def __init__(self, model: nn.Module, params: TrainingParams) -> None:
         self.model = model
         self.params = params
         self.batch_norms = _batch_norms(model)
-        if isinstance(params, QuantizedTrainingParams):
-            if params.freeze_bn_affine:
-                for norm in self.batch_norms:
-                    norm.requires_grad_(False)
-            if params.scale_lr == 0:
-                for _, quantizer in quantizers(model):
-                    quantizer.requires_grad_(False)
+        self.annealed: list[Quantizer] = []
         self.weight_quantizers = [quantizer for _, quantizer in quantized_weights(model)]
+        if isinstance(params, QuantizedTrainingParams):
+            for norm in self.batch_norms:
+                norm.requires_grad_(not params.freeze_bn_affine)
+            self.annealed = [quantizer for _, quantizer in quantizers(model)]
+            for quantizer in self.annealed:
+                quantizer.requires_grad_(params.scale_lr > 0)
+        if isinstance(params, ActivationsParams):
+            self._treat_weights(params)
         self.frozen_at_first = [
             parameter
             for weight, quantizer in quantized_weights(model)
@@ -45,6 +49,17 @@ class Learning:
         ]
         self.weights_learn = True
         self.norms_learn = bool(self.batch_norms) and _norms_may_learn(params)
+
+    def _treat_weights(self, params: ActivationsParams) -> None:
+        """Have the quantized weights learn, or not, beside the activations."""
+        learn = params.weights != "frozen"
+        for weight, quantizer in quantized_weights(self.model):
+            quantizer.forward_mode = "soft" if params.weights == "soft" else "hard"
+            weight.requires_grad_(learn)
+            quantizer.requires_grad_(learn and params.weight_scales and params.scale_lr > 0)
+            exact = learn and quantizer.backward_temperature == "exact"
+            if not (exact or params.weights == "soft"):
+                self.annealed.remove(quantizer)
 
     def begin(self, epoch: int) -> bool:
         """Have each part do in `epoch`, counted from 0, what it has to, whatever it did before.

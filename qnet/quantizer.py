@@ -31,6 +31,9 @@ from qnet.steps import Quantize
 BackwardTemperature = float | Literal["exact", "straight_through"]
 
 
+_INCREASING = "must be finite and strictly increasing"
+
+
 class Quantizer(nn.Module):
     """Maps each value to a level times alpha; one for the weights, one for the input of a layer.
 
@@ -183,9 +186,15 @@ class Quantizer(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # A full-precision state dict knows nothing of quantizers: keep what clustering gave.
-        if any(prefix + name in state_dict for name in (*self._parameters, *self._buffers)):
-            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-            self.stairs = self._stairs()
+        if not any(prefix + name in state_dict for name in (*self._parameters, *self._buffers)):
+            return
+        given = state_dict.get(prefix + "thresholds")
+        if given is not None and given.shape == self.thresholds.shape and not _increase(given):
+            errors: list[str] = args[-1]
+            errors.append(f"{prefix}thresholds {given.tolist()}: {_INCREASING}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.stairs = self._stairs()
 
 
 @contextmanager
@@ -223,10 +232,14 @@ def _checked(thresholds: Tensor, levels: LevelSet) -> Tensor:
             f"thresholds of shape {list(thresholds.shape)}: levels {levels.name} need {count}, "
             "one between each two neighbouring levels"
         )
-    computed = thresholds.float()  # what is computed with
-    if not (computed.isfinite().all() and (computed.diff() > 0).all()):
-        raise UserError(f"thresholds {thresholds.tolist()}: must be finite and strictly increasing")
+    if not _increase(thresholds):
+        raise UserError(f"thresholds {thresholds.tolist()}: {_INCREASING}")
     return thresholds
+
+
+def _increase(thresholds: Tensor) -> bool:
+    computed = thresholds.float()  # what is computed with
+    return bool(computed.isfinite().all() and (computed.diff() > 0).all())
 
 
 def _check_temperature(name: str, temperature: float) -> None:

@@ -11,12 +11,14 @@ describes.
 from __future__ import annotations
 
 import operator
+import warnings
 from collections import defaultdict
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qnet.errors import one_line
 from qnet.layers import QuantizedConv2d, QuantizedLinear
 from qnet.quantizer import Quantizer
 
@@ -33,17 +35,29 @@ def skip_relus(model: nn.Module) -> list[str]:
     """Turn each nn.ReLU whose every reader makes it binary, and hard, into a `SkippedReLU`.
 
     In place, with quantizers inserted and before the model is compiled. Outputs stay as they are
-    while beta is above zero. A network whose forward depends on the values it sees cannot be
-    traced; it keeps all of its ReLUs.
+    while beta is above zero. What an earlier call has skipped is looked at anew. A network whose
+    forward depends on the values it sees cannot be traced: it keeps all of its ReLUs, and a warning
+    says so where it has binary quantizers.
 
     Returns:
         Names of the skipped modules, in the order in which they are called.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    everything = list(model.modules())
+    for module in everything:
+        if type(module) is SkippedReLU:
+            module.__class__ = nn.ReLU  # type: ignore[assignment]
+    if not any(map(_clips, everything)):
+        return []
+    modes = [(module, module.training) for module in everything]
     model.train()  # what is read then decides, for only then a ReLU is left out
     try:
         graph = _Tracer().trace(model)
-    except Exception:  # tracing runs the network's own code, which may raise anything
+    except Exception as error:  # tracing runs the network's own code, which may raise anything
+        warnings.warn(
+            f"The network cannot be traced ({one_line(error)}): ReLUs before binary quantizers "
+            "stay while training.",
+            stacklevel=2,
+        )
         return []
     finally:
         for module, training in modes:

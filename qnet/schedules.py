@@ -42,8 +42,3 @@ def temperature_at(params: TrainingParams, epoch: int) -> float | None:
     if isinstance(params, QuantizedTrainingParams):
         return temperature(params.temperature, epoch, params.epochs)
     return None
-
-
-def is_due(epoch: int, every: int, epochs: int) -> bool:
-    """Whether `epoch`, counted from 1, is one of every so many, or the last of `epochs`."""
-    return epoch % every == 0 or epoch == epochs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,18 +19,18 @@ from qnet.distributed import backward, rank, share_state, total, world
 from qnet.errors import UserError
 from qnet.evaluation import Scores, evaluate
 from qnet.graphs import GraphedStep
-from qnet.history import History, Row
+from qnet.history import History, Row, is_due
 from qnet.inference import folded
 from qnet.learning import Learning, check_batch_norm
 from qnet.loss import distils, training_loss
 from qnet.memory import is_out_of_memory
 from qnet.optimizer import build_optimizer, set_learning_rate
 from qnet.params import QuantizedTrainingParams, TrainingParams
-from qnet.quantizer import Quantizer, quantizers, soft_forward
+from qnet.quantizer import quantizers, soft_forward
 from qnet.relus import skip_relus
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
 from qnet.runtime import Runtime, seed_for
-from qnet.schedules import is_due, learning_rate, temperature_at
+from qnet.schedules import learning_rate, temperature_at
 from qnet.weights import QuantizedLayer, alike, quantized_together
 
 _SMALLEST_SCALE = 0.01
@@ -62,11 +62,11 @@ class Trainer:
         phase: the section's name, for messages and seeds.
         seed: fixes, with `phase` and the epoch, batches, augmentation and dropout.
         teacher: the network to distil from; needed where `distillation` is above 0.
-        annealed: the quantizers whose temperature follows the schedule; the others keep theirs.
         progress: wraps the batches of each epoch.
 
     Raises:
         UserError: batch norm would have one image to a batch.
+        ValueError: the parameters ask for a teacher, or for test images, and there are none.
     """
 
     def __init__(
@@ -79,7 +79,6 @@ class Trainer:
         phase: str,
         seed: int,
         teacher: nn.Module | None = None,
-        annealed: Sequence[Quantizer] = (),
         progress: Progress = lambda batches, count, title: batches,
     ) -> None:
         self.model = model.to(runtime.device).to(memory_format=torch.channels_last)
@@ -89,7 +88,6 @@ class Trainer:
         self.phase = phase
         self.seed = seed
         self.progress = progress
-        self.annealed = annealed
         self._check(teacher)
         self.learning = Learning(model, params)
         share_state(model)
@@ -138,7 +136,8 @@ class Trainer:
             save_every: the state is kept after every so many epochs, and after the last.
 
         Raises:
-            UserError: the loss is not finite, or memory ran out.
+            UserError: the loss is not finite, memory ran out, or the processes resume after
+                different epochs.
         """
         history = History()
         best = _copy(self.model.state_dict())
@@ -189,7 +188,7 @@ class Trainer:
             self.graph.forget()
         temperature = temperature_at(params, epoch)
         if temperature is not None:
-            for quantizer in self.annealed:
+            for quantizer in self.learning.annealed:
                 quantizer.set_temperature(temperature)
         # Dropout draws other numbers in each process, for it has other images.
         torch.manual_seed(seed_for(self.seed, self.phase, epoch, "network") + rank())
@@ -278,8 +277,8 @@ class Trainer:
         for name, batches in sets.items():
             scores = evaluate(self.model, batches, self.runtime)
             row |= {f"{name}_{key}": value for key, value in scores.items()}
-        if self.annealed:
-            with soft_forward(*self.annealed):
+        if self.learning.annealed:
+            with soft_forward(*self.learning.annealed):
                 soft = evaluate(self.model, self.data.validation, self.runtime)
             row["validation_soft_top1"] = soft["top1"]
         return row

@@ -35,7 +35,8 @@ def alike(model: nn.Module) -> list[list[QuantizedLayer]]:
             continue
         weight, quantizer = layer.weight, layer.weight_quantizer
         if (
-            isinstance(quantizer, Quantizer)
+            type(quantizer) is Quantizer  # a subclass may compute in a way of its own
+            and not (quantizer._forward_hooks or quantizer._forward_pre_hooks)
             and quantizer.forward_mode == "hard"
             and quantizer.backward_temperature != "exact"
             and quantizer.alpha.numel() == quantizer.beta.numel() == 1

@@ -23,7 +23,7 @@ from stages.clustering import activation_clusters
 from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, read_json, reading
 from stages.launch import run
 from stages.pictures import draw_clusters
-from stages.quantizers import quantizer_from, treat_weights
+from stages.quantizers import quantizer_from
 from stages.training import train_stage
 
 
@@ -36,7 +36,6 @@ def main(params: Params) -> None:
         site: quantizer_from(entry["clusters"], params.activations)
         for site, entry in clusters.items()
     }
-    annealed = treat_weights(checkpoint.model, params.activations)
     insert_quantizers(checkpoint.model, activations=found)
     train_stage(
         "train_activations",
@@ -47,7 +46,6 @@ def main(params: Params) -> None:
         ACTIVATIONS,
         inputs=[FP, ACTIVATION_CLUSTERS, WEIGHTS],
         teacher=load_checkpoint(FP, runtime.device).model,
-        annealed=[*found.values(), *annealed],
         train=bool(found),
     )
     draw_clusters(METRICS / "train_activations" / "pictures", clusters)

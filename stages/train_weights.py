@@ -47,7 +47,6 @@ def main(params: Params) -> None:
         WEIGHTS,
         inputs=[FP, WEIGHT_CLUSTERS],
         teacher=load_checkpoint(FP, runtime.device).model,
-        annealed=list(found.values()),
         train=bool(found),
     )
 

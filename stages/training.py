@@ -12,13 +12,11 @@ from torch import nn
 from qnet.checkpoint import Checkpoint, save_checkpoint
 from qnet.distributed import leave
 from qnet.evaluation import evaluate, evaluate_classes
-from qnet.history import History
+from qnet.history import History, is_due
 from qnet.models import source_files
 from qnet.params import Params, TrainingParams
-from qnet.quantizer import Quantizer
 from qnet.resume import run_key
 from qnet.runtime import Runtime
-from qnet.schedules import is_due
 from qnet.size import full_precision_bytes, model_bytes
 from qnet.training import Trainer
 from stages.common import METRICS, PREPARED, write_json
@@ -37,7 +35,6 @@ def train_stage(
     *,
     inputs: Sequence[Path] = (),
     teacher: nn.Module | None = None,
-    annealed: Sequence[Quantizer] = (),
     train: bool = True,
 ) -> None:
     """Train the network of `checkpoint`, score it, and write checkpoint, metrics and curves.
@@ -51,7 +48,6 @@ def train_stage(
         out: where the trained checkpoint goes.
         inputs: files, beside the prepared data, that the result depends on.
         teacher: the network to distil from.
-        annealed: the quantizers whose temperature follows the schedule.
         train: False to pass the network on as it is.
     """
     settings: TrainingParams = getattr(params, section)
@@ -61,7 +57,7 @@ def train_stage(
         data = training_data(params, section, checkpoint.dataset, runtime)
         trainer = Trainer(
             checkpoint.model, settings, data, runtime,
-            phase=section, seed=params.seed, teacher=teacher, annealed=annealed, progress=bar,
+            phase=section, seed=params.seed, teacher=teacher, progress=bar,
         )  # fmt: skip
         every = params.runtime.print_every
         log = Log(

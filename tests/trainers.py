@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from qnet.layers import insert_quantizers
+from qnet.layers import insert_quantizers, quantized_weights
 from qnet.levels import activation_levels, weight_levels
-from qnet.quantizer import Quantizer, quantizers
+from qnet.quantizer import Quantizer
 from qnet.runtime import Runtime
 from qnet.training import Trainer
 from tests.tiny import network
@@ -36,9 +36,7 @@ def model_of(kind: str, bits: int = 2) -> nn.Module:
 
 
 def trainer(kind, params, data, runtime=CPU, **options):
-    model = model_of(kind)
-    annealed = [q for _, q in quantizers(model)]
-    return Trainer(model, params, data, runtime, phase="x", seed=0, annealed=annealed, **options)
+    return Trainer(model_of(kind), params, data, runtime, phase="x", seed=0, **options)
 
 
 class Killed(BaseException):
@@ -47,10 +45,11 @@ class Killed(BaseException):
 
 def soft_weights(settings, data):
     """A trainer with soft weights whose gradient follows T: all that freezing has to undo."""
-    run = trainer("activations", settings, data)
-    for quantizer in run.learning.weight_quantizers:
-        quantizer.forward_mode, quantizer.backward_temperature = "soft", "exact"
-    return run
+    model = model_of("activations")
+    for _, quantizer in quantized_weights(model):
+        quantizer.backward_temperature = "exact"
+    settings = settings.model_copy(update={"weights": "soft", "weight_scales": True})
+    return Trainer(model, settings, data, CPU, phase="x", seed=0)
 
 
 def weight_parameters(run):

@@ -34,7 +34,7 @@ def load_cifar(
     Raises:
         UserError: if the files are missing or damaged and cannot be downloaded.
     """
-    kind = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     try:
         train = kind(root, train=True, download=True)  # downloads only what is not there
         test = kind(root, train=False)
@@ -62,8 +62,8 @@ def load_mnist(
     Raises:
         UserError: if files are missing and cannot be downloaded, or are damaged.
     """
+    kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
     fashion = name == "fashion_mnist"
-    kind = datasets.FashionMNIST if fashion else datasets.MNIST
     classes = tuple(kind.classes) if fashion else tuple("0123456789")
     own = root / kind.__name__ / "raw"
     files = _mnist_files(own) or _mnist_files(root)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +16,6 @@ from qnet.data.prepared import Split
 from qnet.data.raw import Progress, Raw
 from qnet.data.splits import stratified_holdout
 from qnet.errors import UserError
-
-SOURCES = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder")
 
 
 def load_source(
@@ -37,20 +38,14 @@ def load_source(
     Raises:
         UserError: if the name is unknown, or the files are missing or damaged.
     """
-    root = Path(root)
-    if name == "digits":
-        return _load_digits(size, channels, progress)
-    if name == "image_folder":
-        return load_image_folder(root, size, channels, progress)
-    if name not in SOURCES:
+    if name not in _LOADERS:
         raise UserError(f"data.name: {name!r} is unknown, choose one of {', '.join(SOURCES)}")
-    from qnet.data.published import load_cifar, load_mnist  # torchvision takes seconds to import
-
-    load = load_cifar if name.startswith("cifar") else load_mnist
-    return load(name, root, size, channels, progress)
+    return _LOADERS[name](Path(root), size, channels, progress)
 
 
-def _load_digits(size: int | None, channels: int | None, progress: Progress | None) -> Raw:
+def _load_digits(
+    root: Path, size: int | None, channels: int | None, progress: Progress | None
+) -> Raw:
     """The 1797 handwritten digits of 8×8 pixels that come with scikit-learn.
 
     They have no test set of their own: a fixed fifth of each class is held out, whatever the seed
@@ -74,3 +69,26 @@ def _load_digits(size: int | None, channels: int | None, progress: Progress | No
         test=Split(images[test], targets[test]),
         flip=False,
     )
+
+
+def _load_cifar(name: str, *arguments: Any) -> Raw:
+    from qnet.data.published import load_cifar  # torchvision takes seconds to import
+
+    return load_cifar(name, *arguments)
+
+
+def _load_mnist(name: str, *arguments: Any) -> Raw:
+    from qnet.data.published import load_mnist  # likewise
+
+    return load_mnist(name, *arguments)
+
+
+_LOADERS: dict[str, Callable[[Path, int | None, int | None, Progress | None], Raw]] = {
+    "digits": _load_digits,
+    "cifar10": partial(_load_cifar, "cifar10"),
+    "cifar100": partial(_load_cifar, "cifar100"),
+    "mnist": partial(_load_mnist, "mnist"),
+    "fashion_mnist": partial(_load_mnist, "fashion_mnist"),
+    "image_folder": load_image_folder,
+}
+SOURCES = tuple(_LOADERS)

@@ -120,6 +120,11 @@ class TrainingParams(Section):
             raise ValueError(
                 "decay_epochs is []; schedule step needs at least one epoch, such as [100, 150]"
             )
+        if self.decay_epochs[0] < self.warmup_epochs:
+            raise ValueError(
+                f"decay_epochs starts with {self.decay_epochs[0]}; "
+                f"it must be at least warmup_epochs ({self.warmup_epochs})"
+            )
         if self.decay_epochs[-1] >= self.epochs:
             raise ValueError(
                 f"decay_epochs ends with {self.decay_epochs[-1]}; "
@@ -137,6 +142,13 @@ class TemperatureParams(Section):
     per_epoch: Positive
     end: PositiveOrNone
     cap: Positive
+
+    @model_validator(mode="after")
+    def _end_is_reached(self) -> TemperatureParams:
+        """Refuse an end that the cap would never let T come to."""
+        if self.end != "none" and self.end > self.cap:
+            raise ValueError(f"end is {self.end:g}; it must be at most cap ({self.cap:g})")
+        return self
 
 
 class QuantizedTrainingParams(TrainingParams):

@@ -19,7 +19,7 @@ from qnet.errors import UserError
 from qnet.layers import insert_quantizers
 from qnet.levels import activation_levels, weight_levels
 from qnet.params import FpParams, load_params
-from qnet.quantizer import Quantizer, quantizers
+from qnet.quantizer import Quantizer
 from qnet.resume import ResumeFile
 from qnet.runtime import Runtime
 from qnet.training import Trainer, TrainingData
@@ -96,7 +96,7 @@ def trained(
     changes = {"epochs": 2, "warmup_epochs": 0, "lr": 0.05, "clip_norm": 0.5}
     trainer = Trainer(
         model, section.model_copy(update=changes), data, CPU, phase="x", seed=0,
-        teacher=model_of("fp").eval(), annealed=[q for _, q in quantizers(model)],
+        teacher=model_of("fp").eval(),
     )  # fmt: skip
     rows = trainer.fit(resume).rows
     return model.state_dict(), rows

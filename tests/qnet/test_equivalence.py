@@ -322,7 +322,7 @@ def library(case: Case, dtype: torch.dtype, section: Any) -> Trajectory:
     )  # fmt: skip
     trainer = Trainer(
         model, params, TrainingData(batches, batches), Runtime(torch.device("cpu"), mixed=False),
-        phase="x", seed=0, annealed=[*weights.values(), *activations.values()],
+        phase="x", seed=0,
     )  # fmt: skip
     trainer.fit()
     return Trajectory(torch.stack(losses), model.state_dict())

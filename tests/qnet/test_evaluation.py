@@ -50,3 +50,14 @@ def test_progress_sees_each_batch():
     batches = Given(LOGITS, LABELS)
     evaluate_classes(nn.Identity(), batches, CPU, watch)
     assert seen == batches.batches
+
+
+def test_of_equal_logits_the_first_class_counts_everywhere():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 3, (64, 10), generator=generator).float()
+    labels = torch.randint(0, 10, (64,), generator=generator)
+    scores, actual, predicted = evaluate_classes(nn.Identity(), Given(logits, labels), CPU)
+    assert scores["top1"] == pytest.approx(100 * (actual == predicted).double().mean().item())
+    own = logits.gather(1, labels[:, None])
+    before = (logits > own) | ((logits == own) & (torch.arange(10) < labels[:, None]))
+    assert scores["top5"] == pytest.approx(100 * (before.sum(1) < 5).double().mean().item())

@@ -223,6 +223,14 @@ def test_all_epochs_may_be_frozen(load: Load) -> None:
             "fp.decay_epochs ends with 50; it must be below epochs (40)",
         ),
         (
+            {"fp__schedule": "step", "fp__decay_epochs": [1, 20]},
+            "fp.decay_epochs starts with 1; it must be at least warmup_epochs (2)",
+        ),
+        (
+            {"weights__temperature__end": 5000},
+            "weights.temperature.end is 5000; it must be at most cap (2000)",
+        ),
+        (
             {"activations__frozen_epochs": 16},
             "activations.frozen_epochs is 16; it must be at most epochs (15)",
         ),

@@ -124,6 +124,16 @@ def test_another_quantizer_s_state_is_an_error() -> None:
         Quantizer(WEIGHTS[1]).load_state_dict(state)
 
 
+@pytest.mark.parametrize("thresholds", [[0.5, -0.5], [0.0, 0.0], [0.0, float("nan")]])
+def test_thresholds_that_do_not_increase_are_not_loaded(thresholds: list[float]) -> None:
+    quantizer = Quantizer(WEIGHTS[1])
+    before = quantizer.thresholds.clone()
+    state = quantizer.state_dict() | {"thresholds": torch.tensor(thresholds)}
+    with pytest.raises(RuntimeError, match=r"thresholds .* strictly increasing"):
+        quantizer.load_state_dict(state)
+    assert torch.equal(quantizer.thresholds, before)
+
+
 def test_quantizers_are_named() -> None:
     model = network()
     assert dict(quantizers(model)) == {"first": model.first, "inner.1": model.inner[1]}

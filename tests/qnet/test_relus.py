@@ -129,6 +129,23 @@ class Readers(nn.Module):
         raise AssertionError(self.read)
 
 
+def test_a_network_that_cannot_be_traced_keeps_its_relus_and_says_so() -> None:
+    model = quantized(Readers("values", inplace=True), "layer", "other")
+    with pytest.warns(UserWarning, match="cannot be traced .*ReLUs before binary"):
+        assert skip_relus(model) == []
+    assert skip_relus(Readers("values", inplace=True)) == []  # no word where there is none to skip
+
+
+def test_another_phase_looks_anew() -> None:
+    model = quantized(chain(), "2")
+    assert skip_relus(model) == skip_relus(model) == ["1"]
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            module.forward_mode = "soft"
+    assert skip_relus(model) == []
+    assert type(model.get_submodule("1")) is nn.ReLU
+
+
 @pytest.mark.parametrize(
     ("read", "inplace", "skipped"),
     [
@@ -139,7 +156,6 @@ class Readers(nn.Module):
         ("called twice", True, []),
         ("a view", True, []),  # so it is here
         ("a view", False, ["relu"]),
-        ("values", True, []),  # cannot be traced
     ],
 )
 def test_who_reads_it_decides(read: str, inplace: bool, skipped: list[str]) -> None:

@@ -91,6 +91,13 @@ def test_what_stands_ready_goes_when_a_step_fails() -> None:
     assert all(layer.quantized_weight is None for group in alike(model) for layer in group)
 
 
+class Halved(Quantizer):
+    """Computes in a way of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / 2)
+
+
 def odd_ones() -> Iterator[Quantizer]:
     """Each differs from `Quantizer(LEVELS)` in what keeps it from being quantized together."""
     yield Quantizer(LEVELS, forward_mode="soft")
@@ -101,6 +108,10 @@ def odd_ones() -> Iterator[Quantizer]:
     other = weight_levels(1)
     assert other
     yield Quantizer(other)
+    yield Halved(LEVELS)
+    watched = Quantizer(LEVELS)
+    watched.register_forward_hook(lambda module, inputs, output: output + 1)
+    yield watched
 
 
 @pytest.mark.parametrize("odd", odd_ones(), ids=repr)

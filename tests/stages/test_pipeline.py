@@ -9,13 +9,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qnet.checkpoint import load_model
-from qnet.layers import insert_quantizers
-from qnet.levels import LevelSet
-from qnet.params import load_params
-from qnet.quantizer import Quantizer, quantizers
-from stages.quantizers import treat_weights
+from qnet.quantizer import quantizers
 from tests.pipeline import ROOT, kill_after, run, start, write_params
-from tests.tiny import network
 
 OUTPUT = {"train_fp": "fp", "train_weights": "weights", "train_activations": "activations"}
 
@@ -189,24 +184,6 @@ def test_weights_while_activations_are_trained(weights, scales, workspace):
         assert (name in moved) == (scales and weights != "frozen")
     modes = [q.forward_mode for name, q in quantizers(after) if name.endswith("weight_quantizer")]
     assert modes == 2 * ["soft" if weights == "soft" else "hard"]
-
-
-@pytest.mark.parametrize(
-    ("weights", "backward", "follows"),
-    [
-        ("frozen", "exact", False),
-        ("hard", 4.0, False),
-        ("hard", "exact", True),
-        ("soft", 4.0, True),
-    ],
-)
-def test_the_temperature_of_weights_while_activations_are_trained(weights, backward, follows):
-    model = network(10, 1, 8)
-    quantizer = Quantizer(LevelSet("1", (-1, 1)), backward_temperature=backward)
-    insert_quantizers(model, weights={"3": quantizer})
-    section = load_params(ROOT / "params.yaml").activations
-    annealed = treat_weights(model, section.model_copy(update={"weights": weights}))
-    assert annealed == ([quantizer] if follows else [])
 
 
 def test_thresholds_from_the_network_with_quantized_weights(workspace):
