@@ -3,6 +3,7 @@
 from qnet.calibration import activation_histograms
 from qnet.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from qnet.clustering import Clusters, cluster
+from qnet.data import DatasetInfo
 from qnet.errors import UserError
 from qnet.histogram import Histogram
 from qnet.layers import activation_sites, insert_quantizers, quantizable_layers
@@ -14,6 +15,7 @@ from qnet.steps import hard_steps, soft_steps
 __all__ = [
     "Checkpoint",
     "Clusters",
+    "DatasetInfo",
     "Histogram",
     "LevelSet",
     "Quantizer",
