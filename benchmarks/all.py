@@ -26,7 +26,8 @@ OUT = ROOT / "docs" / "performance.md"
 NOTES = ROOT / "benchmarks" / "notes.md"  # what was measured by hand, and once
 HEAD = """# Performance
 
-Written by `{command}`. Figures are medians of repeated runs, and ratios compare runs that took
+Written by `{command}`, but for what begins with [what was tried](#what-was-tried): those notes name their
+own commits and machines. Figures are medians of repeated runs, and ratios compare runs that took
 turns within one benchmark; another machine gives others.
 
 {machine}

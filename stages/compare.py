@@ -69,7 +69,10 @@ def main(params: Params) -> None:
         raise UserError(f"--commits is {arguments.commits}; it must be 1 or more")
     groups = group(_experiments(arguments.commits))
     if not groups:
-        raise UserError("no experiment has finished; run one with `dvc exp run`")
+        raise UserError(
+            f"-n is {arguments.commits}, and no experiment that began there has finished; look at "
+            "more commits with a higher -n, or run one with `dvc exp run`"
+        )
     settings = _differences(groups)
     _print_table(groups, settings)
     if arguments.picture is not None:

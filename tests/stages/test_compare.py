@@ -114,7 +114,7 @@ def test_without_an_experiment_it_says_what_to_do(shown, tmp_path):
     shown.clear()
     compare.subprocess.run().stdout = "[]"
     write_params(tmp_path)
-    assert "no experiment has finished; run one with `dvc exp run`" in run(
+    assert "-n is 1, and no experiment that began there has finished; look at more" in run(
         "compare", tmp_path, status=2
     )
 
