@@ -26,9 +26,9 @@ OUT = ROOT / "docs" / "performance.md"
 NOTES = ROOT / "benchmarks" / "notes.md"  # what was measured by hand, and once
 HEAD = """# Performance
 
-Written by `{command}`, but for what begins with [what was tried](#what-was-tried): those notes name their
-own commits and machines. Figures are medians of repeated runs, and ratios compare runs that took
-turns within one benchmark; another machine gives others.
+Written by `{command}`, but for what begins with [what was tried](#what-was-tried): those notes name
+their own commits and machines. Figures are medians of repeated runs, and ratios compare runs that
+took turns within one benchmark; another machine gives others.
 
 {machine}
 """

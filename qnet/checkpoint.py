@@ -33,11 +33,15 @@ KEY = "qnet"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network in eval mode, its architecture's name and the data it was trained on."""
+    """A network in eval mode, its architecture's name and the data it was trained on.
+
+    `packed` is whether it was read from a packed file, so that quantized weights are their levels.
+    """
 
     model: nn.Module
     architecture: str
     dataset: DatasetInfo
+    packed: bool = False
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, packed: bool = False) -> None:
@@ -116,7 +120,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     if differences := misfit(model.state_dict(), tensors):
         raise UserError(f"{path} does not fit {architecture}: {differences}")
     model.load_state_dict(tensors)
-    return Checkpoint(model.to(device).eval(), architecture, dataset)
+    packed = bool(description.get("packed"))
+    return Checkpoint(model.to(device).eval(), architecture, dataset, packed)
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:

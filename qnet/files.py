@@ -12,7 +12,8 @@ from qnet.errors import UserError
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all, making its folder where needed.
 
-    A crash at any moment leaves the old file or the new one, never half of one.
+    A crash at any moment leaves the old file or the new one, never half of one. A link stays, and
+    what it points to is written; a pipe or a device is written to as it is.
 
     Raises:
         UserError: the disk is full, the folder cannot be written, or `path` is one.
@@ -20,8 +21,13 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     path = Path(path)
     if path.is_dir():  # "" is the current folder too
         raise UserError(f"{path} is a folder; give the name of a file")
+    with suppress(OSError, RuntimeError):  # a link to itself
+        path = path.resolve()
     part = path.with_name(f".{path.name}.part")  # that of a killed run is overwritten
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             file.write(content)

@@ -16,9 +16,11 @@ def folded(network: nn.Module) -> nn.Module:
     """A copy of `network` in eval mode, for inference, without the batch norm that can be folded.
 
     The network itself, in eval mode, if that is not safe: its forward depends on the values it
-    sees, so that it cannot be traced, or it uses a weight in more than one place.
+    sees, so that it cannot be traced, it uses a weight in more than one place, or it has hooks.
     """
     network.eval()
+    if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
+        return network
     try:
         traced = fx.symbolic_trace(network)
     except Exception:  # tracing runs the network's own code, which may raise anything

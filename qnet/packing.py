@@ -7,7 +7,7 @@
     everything else       as in the state dict
 
 β and the thresholds of weights, temperatures and the counters of batch norm are left out, so the
-tensors take as many bytes as `qnet.size.model_bytes` counts.
+tensors take as many bytes as `qnet.size.model_bytes` counts; what has two names stands there twice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def packed_state(model: nn.Module) -> dict[str, Tensor]:
         weight = state[name]
         names = [other for other, tensor in state.items() if tensor is weight]
         if len(names) > 1:
-            raise UserError(f"{' and '.join(names)} are one weight, which cannot be packed")
+            raise UserError(
+                f"{' and '.join(names)} are one weight, which cannot be packed; keep it in "
+                "full precision (model.keep)"
+            )
         state[name] = pack(quantizer.integers(weight), quantizer.level_set)
     return {name: tensor for name, tensor in state.items() if name not in left_out}
 
@@ -98,7 +101,9 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
 def _left_out(model: nn.Module) -> set[str]:
     """Names in the state dict of `model` of what its outputs in eval mode do not depend on."""
     names = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
-    for name, _ in quantizers(model):
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, Quantizer):
+            continue
         own = ("temperature", "beta", "thresholds") if name.endswith(_SLOT) else ("temperature",)
         names |= {f"{name}.{tensor}" for tensor in own}
     return names

@@ -20,6 +20,7 @@ from stages.pictures import save
 
 CURVES = ("#444444", "#2f6f9f", "#d1495b")
 GRID = "#e6e6e6"
+LONGEST = 8  # characters of a W/A that stand beside others; [-4, -1, 0, 1, 4]/2 has more
 
 
 def draw_result(path: Path, stages: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
@@ -35,14 +36,18 @@ def draw_result(path: Path, stages: Mapping[str, tuple[str, Mapping[str, Any]]])
         top1 = metrics["test"]["top1"]
         label = f"{pair}: {top1:.2f} % on test, {metrics['bytes'] / 1000:,.0f} kB"
         rows = _curve(METRICS / stage / "curves.csv")
+        if not rows:
+            continue
         epochs = [start + int(row["epoch"]) for row in rows]
-        axis.plot(epochs, [float(row["validation_top1"]) for row in rows], color=color, label=label)
-        if rows:
-            axis.plot(start + metrics["best_epoch"], top1, "o", color=color)
-            start = epochs[-1]
+        mark = "_" if len(rows) == 1 else None  # a line needs two points
+        curve = [float(row["validation_top1"]) for row in rows]
+        axis.plot(epochs, curve, marker=mark, color=color, label=label)
+        axis.plot(start + metrics["best_epoch"], top1, "o", color=color)
+        start = epochs[-1]
     axis.set_xlabel("epoch")
     axis.set_ylabel("validation top-1 %")
-    axis.legend(frameon=False, loc="lower right", title="weight/activation bits (dot: test)")
+    if start > 0:
+        axis.legend(frameon=False, loc="best", title="weight/activation bits (dot: test)")
     _plain(axis)
     figure.tight_layout()
     save(figure, path, dpi=110)
@@ -81,11 +86,13 @@ def draw_comparison(path: Path, points: Sequence[Point]) -> None:
             label=setting or "alone of its W/A",
         )  # fmt: skip
     axis.set_xticks(range(len(pairs)), pairs)
+    if max(map(len, pairs)) > LONGEST:
+        plt.setp(axis.get_xticklabels(), rotation=30, ha="right")
     axis.set_xlabel("weight bits / activation bits")
     axis.set_ylabel("test top-1 %")
     axis.margins(x=0.05, y=0.1)
     if len(settings) > 1:
-        axis.legend(frameon=False, loc="lower right", fontsize=9)
+        axis.legend(frameon=False, loc="best", fontsize=9)
     _plain(axis)
     figure.tight_layout()
     save(figure, path, dpi=110)

@@ -7,6 +7,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ class Group:
         settings: the parameters that shaped them, by dotted name.
         by_seed: top-1 in percent and what it is below full precision, by seed.
         bytes: size of the network.
-        on_test: whether its epochs were chosen on the test set.
+        on_test: whether its epochs, or those of a network before it, were chosen on the test set.
     """
 
     pair: Pair
@@ -95,7 +96,7 @@ def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
     groups: dict[tuple[Pair, str], Group] = {}
     for experiment in experiments:
         tree, metrics = experiment["params"], experiment["metrics"]
-        flat = dict(_flat(tree))
+        flat, chosen = dict(_flat(tree)), False
         for stage, pair in _networks(tree):
             found = metrics[stage]
             settings = {
@@ -105,7 +106,7 @@ def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
             }
             key = (pair, json.dumps(settings, sort_keys=True))
             top1 = found["test"]["top1"]
-            chosen = found["selected_on"] == "test"
+            chosen = chosen or found["selected_on"] == "test"
             mine = groups.setdefault(key, Group(pair, settings, found["bytes"], chosen))
             # Of the same network trained at several commits the newest is told, which comes first.
             mine.by_seed.setdefault(
@@ -176,7 +177,7 @@ def _is_known(experiment: Mapping[str, Any]) -> bool:
     """Whether parameters and metrics are those of today's code."""
     try:
         group([experiment])
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, UserError, ValueError):
         return False
     return True
 
@@ -201,18 +202,22 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _differences(groups: list[Group]) -> list[str]:
     """For each group the parameters in which those of its W/A differ, such as `weights.lr=0.1`."""
-    texts = []
+    whole, short = [], []
     for found in groups:
         alike = [other.settings for other in groups if other.pair == found.pair]
-        names = [
-            name
+        words = [
+            f"{name}={value}"
             for name, value in found.settings.items()
             if any(other.get(name) != value for other in alike)
         ]
-        texts.append(" ".join(f"{name}={found.settings[name]}" for name in names[:LISTED]))
-        if len(names) > LISTED:
-            texts[-1] += f" and {len(names) - LISTED} more"
-    return texts
+        more = [f"and {len(words) - LISTED} more"] if len(words) > LISTED else []
+        whole.append(" ".join(words))
+        short.append(" ".join([*words[:LISTED], *more]))
+    rows = Counter(zip([found.pair for found in groups], short, strict=True))
+    return [
+        brief if rows[found.pair, brief] == 1 else full  # what tells two apart may be left out
+        for found, brief, full in zip(groups, short, whole, strict=True)
+    ]
 
 
 def _print_table(groups: list[Group], settings: list[str]) -> None:

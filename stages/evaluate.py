@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from qnet.checkpoint import load_checkpoint
-from qnet.data import Batches, BatchSource, DatasetInfo, Split
-from qnet.data.folder import load_class_folders
+from qnet.data import Batches, BatchSource, DatasetInfo
+from qnet.data.folder import list_class_folders, load_class_folders
 from qnet.data.prepared import SPLITS
 from qnet.evaluation import evaluate_classes
+from qnet.files import make_folder
 from qnet.params import Params
-from qnet.runtime import start
+from qnet.runtime import Runtime, start
 from stages.common import PREPARED, Parser, run, write_json
 from stages.data import evaluation_batch, evaluation_images, prepared_like
 from stages.logs import bar, counter
@@ -30,18 +31,18 @@ def main(params: Params) -> None:
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(arguments.checkpoint, runtime.device)
     info = checkpoint.dataset
-    batch_size = evaluation_batch(info)
+    if arguments.json is not None:
+        make_folder(arguments.json.parent)  # now, not after the work
     batches: BatchSource
     if arguments.folder is not None:
-        split, source = _folder(arguments.folder, info), str(arguments.folder)
-        batches = Batches(split, info, batch_size=batch_size, device=runtime.device)
-        count = len(split)
+        source = str(arguments.folder)
+        batches, count = _folder(arguments.folder, info, params, runtime)
     else:
         name = arguments.split or "test"
         count = prepared_like(info, ", or use --folder").counts[name]
         source = f"{PREPARED}, {name}"
         batches = evaluation_images(name, params, info, runtime)
-    steps = -(-count // batch_size)
+    steps = -(-count // evaluation_batch(info))
     scores, actual, predicted = evaluate_classes(
         checkpoint.model,
         batches,
@@ -90,13 +91,26 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _folder(folder: Path, info: DatasetInfo) -> Split:
+def _folder(
+    folder: Path, info: DatasetInfo, params: Params, runtime: Runtime
+) -> tuple[BatchSource, int]:
+    """The images below a folder as the network was validated on its own, and how many."""
+    batch_size, device = evaluation_batch(info), runtime.device
+    if info.name == "imagenet":
+        from qnet.data.streamed import StreamedBatches  # torchvision takes seconds to import
+
+        listing = list_class_folders(folder, info.classes)
+        batches = StreamedBatches(
+            listing, info, batch_size=batch_size, device=device, workers=runtime.workers,
+            bad_images=params.data.bad_images, name=str(folder),
+        )  # fmt: skip
+        return batches, len(listing)
     split, notes = load_class_folders(
         folder, info.classes, info.size, info.channels, counter("read")
     )
     for note in notes:
         print(f"evaluate: {note}")
-    return split
+    return Batches(split, info, batch_size=batch_size, device=device), len(split)
 
 
 def _per_class(classes: tuple[str, ...], confusion: Tensor) -> list[tuple[str, int, float | None]]:

@@ -18,8 +18,7 @@ from tqdm import tqdm
 from qnet.distributed import rank
 from qnet.files import make_folder, write_text
 from qnet.history import History, Row
-from qnet.layers import QuantizedConv2d, QuantizedLinear
-from qnet.quantizer import quantizers
+from qnet.quantizer import Quantizer, quantizers
 from stages.common import METRICS
 
 RUNS = Path("runs")
@@ -127,9 +126,8 @@ class Log:
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 writer.add_histogram(f"weights/{name}", module.weight, epoch)
-            if isinstance(module, QuantizedConv2d | QuantizedLinear):
-                weight = module.weight_quantizer(module.weight)
-                writer.add_histogram(f"quantized_weights/{name}", weight, epoch)
+                if isinstance(own := getattr(module, "weight_quantizer", None), Quantizer):
+                    writer.add_histogram(f"quantized_weights/{name}", own(module.weight), epoch)
 
 
 def write_curves(stage: str, rows: Sequence[Row]) -> None:

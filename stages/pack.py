@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qnet.checkpoint import load_checkpoint, save_checkpoint
 from qnet.errors import UserError
+from qnet.packing import packed_state
 from qnet.params import Params
 from qnet.size import full_precision_bytes, model_bytes
 from stages.common import Parser, run
@@ -16,10 +17,16 @@ def main(params: Params) -> None:
     """Pack the checkpoint that the command line names and print how large it has become."""
     arguments = _arguments()
     checkpoint = load_checkpoint(arguments.checkpoint)
+    if arguments.output.exists() and arguments.output.samefile(arguments.checkpoint):
+        raise UserError(
+            f"{arguments.output} is the checkpoint itself, whose trained weights would be lost; "
+            "give another name"
+        )
     try:
-        save_checkpoint(arguments.output, checkpoint, packed=True)
+        packed_state(checkpoint.model)
     except UserError as error:
         raise UserError(f"{arguments.checkpoint}: {error}") from None
+    save_checkpoint(arguments.output, checkpoint, packed=True)
     size = model_bytes(checkpoint.model)
     described = arguments.output.stat().st_size - size
     print(

@@ -146,6 +146,7 @@ def _distribution(axis: Axes, histogram: Mapping[str, Any], clusters: Clusters) 
             color=THRESHOLD,
             linewidth=0.8 if few else 0.3,
             linestyle="--" if few else "-",
+            snap=None if few else False,  # at whole pixels some of many would fall together
             label="threshold / β" if number == 0 else None,
         )
     levels = clusters.alpha * np.array(clusters.levels.values)

@@ -49,7 +49,8 @@ def _read(path: Path) -> dict[str, Any]:
             "test": {"top1": float(metrics["test"]["top1"])},
             "bytes": int(metrics["bytes"]),
             "compression": float(metrics["compression"]),
-            **{key: metrics[key] for key in ("best_epoch", "selected_on")},
+            "best_epoch": int(metrics["best_epoch"]),
+            "selected_on": metrics["selected_on"],
         }
 
 
@@ -62,7 +63,7 @@ def _changed() -> list[str]:
         before = {
             name: value
             for stage in read_yaml(LOCK)["stages"].values()
-            for name, value in stage["params"]["params.yaml"].items()
+            for name, value in stage.get("params", {}).get("params.yaml", {}).items()
         }
     return sorted(name for name, value in before.items() if _plain(value) != _plain(_at(now, name)))
 

@@ -37,6 +37,11 @@ def main(params: Params) -> None:
     found = dict(quantizers(checkpoint.model))
     if not found:
         raise UserError(f"{path} has no quantizers; give one that train_weights has written")
+    if checkpoint.packed:
+        raise UserError(
+            f"{path} is packed, without the weights that were quantized; give the file that it was "
+            "packed from"
+        )
     weights = {name: q for name, q in found.items() if name.endswith(".weight_quantizer")}
     seen = {name: _look_at_weight(checkpoint, name, q) for name, q in weights.items()}
     activations = {name: q for name, q in found.items() if name not in weights}

@@ -17,7 +17,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
+from qnet.data.manifest import Listing
 from qnet.data.pixels import fill, for_each, to_pixels
 from qnet.data.prepared import Split
 from qnet.data.raw import Progress, Raw, class_names, unlisted
@@ -94,6 +96,26 @@ def load_class_folders(
         UserError: if the class folders are not those of `classes`, a class has no images, or an
             image cannot be read.
     """
+    files, labels = _of_classes(folder, classes)
+    notes = _notes(_survey(files.paths), size, files.passed)
+    images = torch.from_numpy(_read_all(files.paths, size, channels, progress))
+    return Split(images, labels), notes
+
+
+def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
+    """The images in `folder/<class>/*`, for a network that was trained on a listing.
+
+    Raises:
+        UserError: if the class folders are not those of `classes`, or a class has no images.
+    """
+    files, labels = _of_classes(folder, classes)
+    names = [os.fsencode(path.relative_to(folder)) for path in files.paths]
+    sizes = [path.stat().st_size for path in files.paths]
+    return Listing(str(folder), np.array(names), labels, np.array(sizes, dtype=np.int64))
+
+
+def _of_classes(folder: Path, classes: Sequence[str]) -> tuple[_Files, Tensor]:
+    """The image files of a folder that has these class folders, and their labels."""
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder: give one that holds <class>/ with images")
     found = class_names(folder)
@@ -106,11 +128,9 @@ def load_class_folders(
             f"{folder}: {' and '.join(differences)}: it must hold one folder for each of the "
             f"{len(classes)} classes, with its name"
         )
-    files, names = _tree(folder)
-    notes = _notes(_survey(files.paths), size, files.passed)
-    images = torch.from_numpy(_read_all(files.paths, size, channels, progress))
+    files, names = _tree(folder, "for every class of the network needs some")
     positions = torch.tensor([classes.index(name) for name in names])
-    return Split(images, positions[files.labels]), notes
+    return files, positions[files.labels]
 
 
 @dataclass(frozen=True)
@@ -141,7 +161,7 @@ def _halves(root: Path) -> tuple[Path, Path, list[str]]:
     return root / "train", both[0], notes
 
 
-def _tree(folder: Path) -> tuple[_Files, list[str]]:
+def _tree(folder: Path, otherwise: str = "or do without the class") -> tuple[_Files, list[str]]:
     """The image files below a folder of class folders, and the names of the classes."""
     classes = class_names(folder)
     if not classes:
@@ -154,7 +174,7 @@ def _tree(folder: Path) -> tuple[_Files, list[str]]:
         if not images:
             raise UserError(
                 f"{folder / name}: holds no images (links to folders are not followed): put some "
-                "there, or do without the class"
+                f"there, {otherwise}"
             )
         files.paths.extend(images)
         files.labels.extend([label] * len(images))

@@ -282,8 +282,14 @@ def quantizer(staircase: Staircase, beta: float, dtype: torch.dtype, **options: 
     )
 
 
-def library(case: Case, dtype: torch.dtype, section: Any) -> Trajectory:
-    """`section` makes a section of params.yaml, with these values changed."""
+@pytest.fixture
+def sections(weights_params: Any, activations_params: Any) -> tuple[Any, Any]:
+    """Two that make a section of params.yaml, with the values given changed."""
+    return weights_params, activations_params
+
+
+def library(case: Case, dtype: torch.dtype, sections: tuple[Any, Any]) -> Trajectory:
+    """The network and its losses, trained by the library."""
     model = network(dtype)
     weights, activations = {}, {}
     if case.weights is not None:
@@ -292,7 +298,7 @@ def library(case: Case, dtype: torch.dtype, section: Any) -> Trajectory:
             mode = "hard" if case.hard_weights else "soft"
             weights[name] = quantizer(
                 case.weights, beta, dtype, forward_mode=mode, backward_temperature="exact"
-            ).requires_grad_(not case.hard_weights)
+            )
     if case.activations is not None:
         for name in RELUS:
             activations[name] = quantizer(
@@ -313,7 +319,7 @@ def library(case: Case, dtype: torch.dtype, section: Any) -> Trajectory:
             losses.append(F.cross_entropy(logits.detach(), labels))
 
     model.register_forward_hook(record)
-    params = section(
+    params = sections[case.hard_weights](
         epochs=EPOCHS, optimizer="sgd", lr=LR, momentum=MOMENTUM, nesterov=False,
         weight_decay=DECAY, schedule="constant", warmup_epochs=0, clip_norm=CLIP,
         temperature=TemperatureParams(per_epoch=HOTTER, end="none", cap=2000.0),
@@ -352,21 +358,21 @@ def assert_same(actual: Trajectory, expected: Trajectory, losses: float, state: 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_in_float64_the_library_is_the_original(name, weights_params, monkeypatch):
+def test_in_float64_the_library_is_the_original(name, sections, monkeypatch):
     expected = original(CASES[name], torch.float64)
     assert expected.losses[-STEPS:].mean() < expected.losses[:STEPS].mean() / 2  # it learns
     # The trainer rounds the logits to float32, whatever the network's type: here it may not.
     monkeypatch.setattr(Tensor, "float", lambda tensor: tensor)
-    actual = library(CASES[name], torch.float64, weights_params)
+    actual = library(CASES[name], torch.float64, sections)
     assert_same(actual, expected, losses=1e-9, state=1e-9)
 
 
 @pytest.mark.parametrize("name", ["1/32", "2/32", "3pm4/32", "32/2"])
-def test_in_float32_the_library_is_the_original_but_for_rounding(name, weights_params):
+def test_in_float32_the_library_is_the_original_but_for_rounding(name, sections):
     expected = original(CASES[name], torch.float64)
     # The oracle in float32 is as far from itself in float64 as the library: for 32/2 at the end,
     # where each step magnifies the last one's rounding, 6e-5 in the loss and 4e-4 in a weight.
-    actual = library(CASES[name], torch.float32, weights_params)
+    actual = library(CASES[name], torch.float32, sections)
     assert_same(actual, expected, losses=1e-3, state=1e-2)
 
 

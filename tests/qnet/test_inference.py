@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import prune
 
 from qnet.inference import folded
 from qnet.models import build_model
@@ -78,3 +79,19 @@ def test_a_network_that_reads_a_weight_beside_its_layer_keeps_its_logits():
     nn.init.ones_(network.conv.weight)
     images = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(folded(network)(images), network(images))
+
+
+@pytest.mark.parametrize("place", [0, 1, None])
+def test_a_network_with_hooks_keeps_its_logits(place):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    network[1].running_mean.fill_(1.0)
+    hooked = network if place is None else network[place]
+    hooked.register_forward_hook(lambda module, inputs, output: output.clamp(-0.5, 0.5))
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(folded(network)(images), network(images))
+
+
+def test_a_pruned_network_stays_as_it_is():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    prune.l1_unstructured(network[0], "weight", amount=0.3)
+    assert folded(network) is network

@@ -105,9 +105,17 @@ def test_a_weight_with_two_names(both):
     model[1].weight = model[0].weight
     names = ["0", "1"] if both else ["1"]
     insert_quantizers(model, weights={name: Quantizer(levels_of(2)) for name in names})
-    message = r"^0\.weight and 1\.weight are one weight, which cannot be packed$"
+    message = r"^0\.weight and 1\.weight are one weight, which cannot be packed; keep it in full pr"
     with pytest.raises(UserError, match=message):
         packed_state(model)
+
+
+def test_what_has_two_names_is_left_out_under_both():
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu)
+    sites = {"1": Quantizer(activation_levels(2))}
+    insert_quantizers(model, weights={"2": Quantizer(levels_of(2))}, activations=sites)
+    assert not any(name.endswith("temperature") for name in packed_state(model))
 
 
 def test_a_network_that_is_one_layer():

@@ -139,3 +139,26 @@ def test_experiments_of_other_versions_are_left_out_and_counted(shown, tmp_path)
     output = run("compare", tmp_path)
     assert "experiments of another version of this code, left out: 1" in output
     assert "84.00" in output
+
+
+def test_rows_that_differ_are_told_apart():
+    changes = {"fp__lr": 0.2, "fp__epochs": 80, "augment__pad": 2}
+    groups = group([experiment(90, 89, 86), experiment(90, 89, 85, **changes),
+                    experiment(90, 89, 84, **changes, weights__lr=0.5)])  # fmt: skip
+    texts = compare._differences(groups)
+    both = [text for found, text in zip(groups, texts, strict=True) if found.pair.name == "1/2"]
+    assert len(set(both)) == 3
+    assert "weights.lr=0.5" in both[2]
+
+
+def test_what_comes_of_epochs_chosen_on_test_is_marked():
+    groups = group([experiment(90, 89, 86, fp__select_on="test")])
+    assert all(found.on_test for found in groups)
+    groups = group([experiment(90, 89, 86, weights__select_on="test")])
+    assert [found.on_test for found in groups] == [False, True, True]
+
+
+@pytest.mark.parametrize("change", [{"activations__bits": "8b"}, {"weights__levels": 9}])
+def test_experiments_of_another_version_are_left_out(change):
+    assert not compare._is_known(experiment(90, 89, 86, **change))
+    assert compare._is_known(experiment(90, 89, 86))

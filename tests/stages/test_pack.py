@@ -52,3 +52,16 @@ def test_what_cannot_be_packed_is_named(trained, tmp_path, tiny_info):
 def test_where_it_cannot_be_written(trained, tmp_path):
     (tmp_path / "file").touch()
     assert "file/packed could not be written (" in refused(tmp_path, TRAINED, "file/packed")
+
+
+def test_the_checkpoint_itself_is_not_overwritten(trained, tmp_path):
+    before = (tmp_path / TRAINED).read_bytes()
+    assert f"{TRAINED} is the checkpoint itself" in refused(tmp_path, TRAINED, TRAINED)
+    (tmp_path / "link.safetensors").symlink_to(TRAINED)
+    assert "link.safetensors is the checkpoint" in refused(tmp_path, TRAINED, "link.safetensors")
+    assert (tmp_path / TRAINED).read_bytes() == before
+
+
+def test_a_mistake_in_the_output_names_the_output(trained, tmp_path):
+    (tmp_path / "folder").mkdir()
+    assert refused(tmp_path, TRAINED, "folder").startswith("error: folder is a folder; ")

@@ -117,6 +117,13 @@ def test_other_prepared_data_are_refused(fill, tmp_path):
     assert "they differ in size; set data to what it was trained on" in refused(tmp_path, "x")
 
 
+def test_a_packed_checkpoint_has_no_weights_to_show(fill, tmp_path):
+    save_checkpoint(tmp_path / "packed", fill, packed=True)
+    assert "packed is packed, without the weights that were quantized" in refused(
+        tmp_path, "packed"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
