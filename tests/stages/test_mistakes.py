@@ -85,6 +85,7 @@ def test_the_report_tells_of_parameters_that_have_changed(workspace):
     assert "changed" not in run("report", workspace)
     text = (workspace / "params.yaml").read_text()
     lock["stages"]["train_weights"]["params"]["params.yaml"]["weights.nesterov"] = True
+    lock["stages"]["one_of_their_own"] = {"cmd": "true"}
     (workspace / "dvc.lock").write_text(yaml.safe_dump(lock))
     (workspace / "params.yaml").write_text(text.replace("nesterov: true", "nesterov: True"))
     assert "changed" not in run("report", workspace)
