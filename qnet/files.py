@@ -19,26 +19,29 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         UserError: the disk is full, the folder cannot be written, or `path` is one.
     """
     path = Path(path)
-    if path.is_dir():  # "" is the current folder too
-        raise UserError(f"{path} is a folder; give the name of a file")
-    with suppress(OSError, RuntimeError):  # a link to itself
-        path = path.resolve()
-    part = path.with_name(f".{path.name}.part")  # that of a killed run is overwritten
     try:
+        if path.is_dir():  # "" is the current folder too
+            raise UserError(f"{path} is a folder; give the name of a file")
         if path.exists() and not path.is_file():
             path.write_bytes(content)
-            return
+        else:
+            _replace(path.resolve(), content)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"{path} could not be written ({reason}); free space, or mend the rights, and run again"
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")  # that of a killed run is overwritten
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{path} could not be written ({reason}); free space, or mend the rights, and run again"
-        ) from error
     finally:
         with suppress(OSError):  # there is none, or no such folder
             part.unlink()
