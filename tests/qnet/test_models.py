@@ -87,12 +87,28 @@ def test_pad_shortcut_subsamples_and_adds_zero_channels_on_both_sides() -> None:
     assert not y[:, 6:].any()
 
 
-def test_cifar_resnet_keeps_channels_last() -> None:
+def test_the_gradient_of_pad_shortcut_is_that_of_subsampling() -> None:
+    x = torch.randn(2, 4, 5, 6, requires_grad=True)
+    weights = torch.randn(2, 8, 3, 3)
+    (found,) = torch.autograd.grad((PadShortcut(2)(x) * weights).sum(), x)
+    (expected,) = torch.autograd.grad((x[:, :, ::2, ::2] * weights[:, 2:6]).sum(), x)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("layer", ["layer1", "layer2"])
+def test_cifar_resnet_keeps_channels_last_forward_and_backward(layer: str) -> None:
     model = build_model("resnet20", classes=4).to(memory_format=torch.channels_last)
     seen = []
-    model.layer3.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    model(torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last))
-    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        seen.append(output)
+        output.register_hook(seen.append)
+
+    model.get_submodule(layer).register_forward_hook(look)
+    model(torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)).sum().backward()
+    output, gradient = seen
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_cifar_resnet_of_an_impossible_depth() -> None:
