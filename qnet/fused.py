@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qnet.compiling import warn_uncompiled
 from qnet.kernels import Numbers, Plan, level, slope
-from qnet.plans import plan_of, plan_of_window
+from qnet.plans import plan_of
 from qnet.staircase import Stairs, Temperature, Window
 
 _WORTH_IT = 2**18  # values; below, starting a kernel costs as much as it saves
@@ -34,16 +34,14 @@ def fused_forward(
     temperature: Temperature | None,
 ) -> Tensor | None:
     """alpha (staircase(beta x) - o), like x; temperature None: hard. None if it cannot compile."""
-    planned = plan_of(stairs, temperature)
+    planned = _planned(stairs, temperature, x.device)
     if planned is None:
         return None
     plan, numbers = planned
     how = tuple(stairs.steps), offset, temperature is not None, plan
     if torch.compiler.is_compiling():
         return _output(x, alpha, beta, *how, numbers)
-    kernel = _forward_kernel(*how)
-    tensors = _flat(x), _scalar(alpha), _scalar(beta), _tensor(numbers, stairs, x.device)
-    found = _call(kernel, *tensors)
+    found = _call(_forward_kernel(*how), _flat(x), _scalar(alpha), _scalar(beta), numbers)
     return None if found is None else found[0].as_strided(x.shape, x.stride())
 
 
@@ -58,22 +56,18 @@ def fused_backward(
     window: Window,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """The gradients of x, alpha and beta, with a window of its own; None if it cannot compile."""
-    planned, window_planned = plan_of(stairs, temperature), plan_of_window(stairs, window)
+    planned = _planned(stairs, temperature, x.device)
+    window_planned = _planned(stairs, window, x.device)
     if planned is None or window_planned is None:
         return None
     (plan, numbers), (window_plan, window_numbers) = planned, window_planned
     how = tuple(stairs.steps), offset, temperature is not None, plan, window_plan
     if torch.compiler.is_compiling():
         return _traced_gradients(x, grad_y, alpha, beta, *how, numbers, window_numbers)
-    constants = of_window = _tensor(numbers, stairs, x.device)
-    same = isinstance(temperature, float) and isinstance(window, float) and temperature == window
-    if not same:  # else one set of exponentials serves both
-        of_window = _tensor(window_numbers, stairs, x.device)
     if grad_y.stride() != x.stride():
         grad_y = torch.empty_like(x, dtype=grad_y.dtype).copy_(grad_y)
-    kernel = _backward_kernel(*how)
-    tensors = (_flat(x), _flat(grad_y), _scalar(alpha), _scalar(beta), constants, of_window)
-    found = _call(kernel, *tensors)
+    tensors = _flat(x), _flat(grad_y), _scalar(alpha), _scalar(beta), numbers, window_numbers
+    found = _call(_backward_kernel(*how), *tensors)
     if found is None:
         return None
     grad_x, grad_alpha, grad_beta = found
@@ -107,19 +101,28 @@ def applies(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
     )
 
 
-def _tensor(numbers: Sequence[Tensor | float], stairs: Stairs, device: torch.device) -> Tensor:
-    """The numbers in a tensor [n] on the device, without waiting for it."""
-    known = tuple(number for number in numbers if not isinstance(number, Tensor))
-    if len(known) < len(numbers):
-        t, *others = numbers
-        if len(known) == len(others):  # only T changes
-            return torch.cat([_filled(t, device), _tensor(others, stairs, device)])
-        return torch.cat([_filled(number, device) for number in numbers])
-    if device.type == "cpu":
-        return torch.tensor(known)
-    if (device, known) not in stairs.kept:
-        stairs.kept[device, known] = torch.cat([_filled(number, device) for number in known])
-    return stairs.kept[device, known]
+def _planned(
+    stairs: Stairs, window: Window | None, device: torch.device
+) -> tuple[Plan, Numbers] | None:
+    """The plan, and its numbers in a tensor [n] on the device, kept but for a T that may change.
+
+    So one set of exponentials serves a staircase and a window of the same temperature.
+    """
+    if torch.compiler.is_compiling():
+        return plan_of(stairs, window)
+    key = Tensor if isinstance(window, Tensor) else window, device
+    if key not in stairs.kept:
+        planned = plan_of(stairs, window)
+        stairs.kept[key] = planned and (planned[0], _tensor(planned[1], device))
+    kept: tuple[Plan, Tensor] | None = stairs.kept[key]
+    if kept is None or not isinstance(window, Tensor):
+        return kept
+    plan, numbers = kept
+    return plan, torch.cat([_filled(window, device), numbers[1:]])
+
+
+def _tensor(numbers: Sequence[Tensor | float], device: torch.device) -> Tensor:
+    return torch.cat([_filled(number, device) for number in numbers])
 
 
 def _filled(number: Tensor | float, device: torch.device) -> Tensor:
@@ -221,10 +224,10 @@ def _compiled(function: Callable[..., tuple[Tensor, ...]], contract: bool = Fals
     return torch.compile(own, fullgraph=True, options=options if contract else None)
 
 
-def _call(kernel: Kernel, *tensors: Tensor) -> tuple[Tensor, ...] | None:
+def _call(kernel: Kernel, *arguments: Numbers) -> tuple[Tensor, ...] | None:
     """What the kernel gives, or None, and a warning the first time, if it cannot be compiled."""
     try:
-        return kernel(*tensors)
+        return kernel(*arguments)
     except Exception as error:
         warn_uncompiled("the step function", error)
         _Switch.on = False

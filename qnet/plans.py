@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from qnet.kernels import SPREAD, Plan, pair
-from qnet.staircase import Stairs, Temperature, Window
+from qnet.staircase import Stairs, Window
 
 _UNROLLED = 7  # hard thresholds compared one by one; of more, the nearest is computed
 _FAR = 14.0  # σ of this is 1 but for 1e-6
@@ -24,18 +24,18 @@ Planned = tuple[Plan, list[Tensor | float]]
 """A way, and the numbers it needs: T, and thresholds or what replaces them."""
 
 
-def plan_of(stairs: Stairs, temperature: Temperature | None) -> Planned | None:
-    """How to compute the staircase; temperature None: hard. None where a kernel is too long."""
-    t = 1.0 if temperature is None else temperature
+def plan_of(stairs: Stairs, window: Window | None) -> Planned | None:
+    """How to compute a window, or the staircase of that temperature; None: the hard one.
+
+    None where a kernel is too long.
+    """
+    if isinstance(window, str):
+        return Plan("line"), [1.0]
+    t = 1.0 if window is None else window
     plan, numbers = Plan("each"), list(stairs.thresholds)
-    if not isinstance(temperature, Tensor) and not isinstance(stairs.thresholds[0], Tensor):
-        plan, numbers = _best(stairs, temperature)
+    if not isinstance(window, Tensor) and not isinstance(stairs.thresholds[0], Tensor):
+        plan, numbers = _best(stairs, window)
     return None if len(numbers) > _LONGEST else (plan, [t, *numbers])
-
-
-def plan_of_window(stairs: Stairs, window: Window) -> Planned | None:
-    """How to compute the window; None where a kernel is too long."""
-    return (Plan("line"), [1.0]) if isinstance(window, str) else plan_of(stairs, window)
 
 
 def _best(stairs: Stairs, temperature: float | None) -> tuple[Plan, list[Tensor | float]]:

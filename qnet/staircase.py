@@ -102,7 +102,7 @@ class Stairs:
     thresholds: Sequence[Tensor | float]
     steps: Sequence[int]
     spacing: float | None = None  # of evenly spaced thresholds with equal steps
-    kept: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)  # on devices
+    kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # qnet.fused's
 
 
 def staircase(u: Tensor, stairs: Stairs, temperature: Temperature | None) -> Tensor:
