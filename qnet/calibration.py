@@ -27,17 +27,23 @@ def activation_histograms(
         batches: what the model is called with, one after another.
 
     Raises:
-        UserError: a site is never called, for example because another module uses its weight; or
-            there are no batches.
+        UserError: a site is no module, or is never called, for example because another module uses
+            its weight; or there are no batches.
     """
     histograms = {site: Histogram(f"activations at {site}") for site in sites}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if unknown := [site for site in sites if site not in modules]:
+        raise UserError(
+            f"activation_histograms: the network has no module {some(unknown)}; give names such as "
+            "those of quantizable_layers"
+        )
     handles = []
-    for site in sites:
-        module = model.get_submodule(site)
+    for site, histogram in histograms.items():
+        module = modules[site]
         if isinstance(module, nn.ReLU):
-            handles.append(module.register_forward_hook(_output_to(histograms[site])))
+            handles.append(module.register_forward_hook(_output_to(histogram)))
         else:
-            hook = _input_to(histograms[site])
+            hook = _input_to(histogram)
             handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         model.eval()

@@ -54,14 +54,17 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, packed: bool = 
             trained further, for the weights that quantization began with are not in it.
 
     Raises:
-        UserError: the file cannot be written, or the network not be packed.
+        UserError: the file cannot be written, or not be read again, for the network is not one that
+            `architecture` names, with quantizers of `insert_quantizers`; or it cannot be packed.
     """
+    described = {name: _describe(q) for name, q in quantizers(checkpoint.model)}
     description = {
         "format": FORMAT,
         "architecture": checkpoint.architecture,
         "dataset": checkpoint.dataset.to_dict(),
-        "quantizers": {name: _describe(q) for name, q in quantizers(checkpoint.model)},
+        "quantizers": described,
     }
+    _require_readable(path, checkpoint, described)
     state = checkpoint.model.state_dict()
     if packed:
         description["packed"] = True
@@ -99,13 +102,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     try:
         dataset = DatasetInfo.from_dict(description["dataset"])
         architecture = description["architecture"]
-        model = build_model(
-            architecture,
-            classes=len(dataset.classes),
-            channels=dataset.channels,
-            size=dataset.size,
-        )
-        _insert(model, description["quantizers"])
+        model = _build(architecture, dataset, description["quantizers"])
     except UserError as error:
         raise UserError(f"{path} cannot be built: {error}") from error
     except (ArithmeticError, LookupError, AttributeError, RuntimeError, TypeError, ValueError) as e:
@@ -129,6 +126,22 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> nn.Modul
     return load_checkpoint(path, device).model
 
 
+def _require_readable(
+    path: str | Path, checkpoint: Checkpoint, described: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Raise an error if what is loaded would not be this network."""
+    try:
+        with torch.random.fork_rng(devices=[]):  # a new network draws weights
+            again = _build(checkpoint.architecture, checkpoint.dataset, described)
+    except UserError as error:
+        raise UserError(f"{path} could not be read again: {error}") from error
+    if differences := misfit(again.state_dict(), checkpoint.model.state_dict()):
+        raise UserError(
+            f"{path} could not be read again: {checkpoint.architecture} makes another network than "
+            f"this: {differences}; give the network itself, not compiled, averaged or else wrapped"
+        )
+
+
 def _describe(quantizer: Quantizer) -> dict[str, Any]:
     return {
         "levels": quantizer.level_set.name,
@@ -141,8 +154,17 @@ def _describe(quantizer: Quantizer) -> dict[str, Any]:
     }
 
 
-def _insert(model: nn.Module, described: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put quantizers as they were `described` where they were, with values yet to be loaded."""
+def _build(
+    architecture: str, dataset: DatasetInfo, described: Mapping[str, Mapping[str, Any]]
+) -> nn.Module:
+    """The network, with quantizers as they were `described` where they were; values are yet to be
+    loaded."""
+    model = build_model(
+        architecture,
+        classes=len(dataset.classes),
+        channels=dataset.channels,
+        size=dataset.size,
+    )
     found: dict[str, dict[str, Quantizer]] = {"weights": {}, "activations": {}}
     for place, description in described.items():
         layer, _, attribute = place.rpartition(".")
@@ -155,7 +177,7 @@ def _insert(model: nn.Module, described: Mapping[str, Mapping[str, Any]]) -> Non
             temperature=description["temperature"],
             backward_temperature=description["backward_temperature"],
         )
-    insert_quantizers(model, **found)
+    return insert_quantizers(model, **found)
 
 
 def _description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

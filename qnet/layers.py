@@ -103,8 +103,8 @@ def quantizable_layers(
     layers = [name for name, module in model.named_modules() if _has_weight(module)]
     if not layers:
         raise UserError(
-            "model.name: the model has no nn.Conv2d or nn.Linear, so there is nothing to quantize; "
-            "choose another model"
+            "model.name: the model has no nn.Conv2d or nn.Linear whose weight is its own, not "
+            "computed from others, so there is nothing to quantize; choose another model"
         )
     kept = _select(layers, keep, "model.keep")
     selected = _select(layers, quantize, "model.quantize") - kept
@@ -176,8 +176,8 @@ def insert_quantizers(
         `model`.
 
     Raises:
-        UserError: a name is not that of such a layer, there is a quantizer already, or one is given
-            twice. The model is then unchanged.
+        UserError: a name is not that of such a layer, there is a quantizer already, one is given
+            twice, or it is none. The model is then unchanged.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     places: dict[tuple[nn.Module, str], Quantizer] = {}
@@ -197,6 +197,11 @@ def insert_quantizers(
             slot = "weight_quantizer" if kind == "weights" else _slots(module)[0]
             if (module, slot) in places or isinstance(getattr(module, slot, None), Quantizer):
                 raise UserError(f"{kind}: {name!r} has a quantizer already; give it only one")
+            if not isinstance(quantizer, Quantizer):
+                raise UserError(
+                    f"{kind}: {name!r} is given a {type(quantizer).__name__}; give a Quantizer "
+                    "(Quantizer.from_clusters makes one of Clusters)"
+                )
             if quantizer in placed:
                 raise UserError(
                     f"{kind}: the quantizer of {name!r} has another place; make a new one"

@@ -5,7 +5,6 @@ y = alpha (staircase(beta x) - o), hard or soft; the staircase and its gradients
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -42,8 +41,8 @@ class Quantizer(nn.Module):
 
     Args:
         levels: the level set.
-        thresholds: one fewer than levels, strictly increasing, in units of beta x, frozen; None:
-            halfway between neighbouring levels.
+        thresholds: one fewer than levels, strictly increasing, in units of beta x, frozen (writing
+            to the buffer later changes nothing); None: halfway between neighbouring levels.
         alpha: scale of the output; a number, or a tensor that broadcasts against x (per channel).
         beta: scale of the input; likewise.
         forward_mode: the function while training, "hard" or "soft".
@@ -88,18 +87,20 @@ class Quantizer(nn.Module):
                     "zero, 'exact' or 'straight_through'"
                 )
         else:
-            _check_temperature("backward_temperature", backward_temperature)
+            backward_temperature = _checked_temperature(
+                "backward_temperature", backward_temperature
+            )
         if thresholds is None:
             thresholds = [(low + high) / 2 for low, high in pairwise(levels.values)]
         self.level_set = levels
         self.forward_mode = forward_mode
         self.backward_temperature = backward_temperature
         self.force_soft = False
-        self.alpha = nn.Parameter(_float_tensor(alpha))
-        self.beta = nn.Parameter(_float_tensor(beta))
+        self.alpha = nn.Parameter(_finite("alpha", _float_tensor(alpha)))
+        self.beta = nn.Parameter(_finite("beta", _float_tensor(beta)))
         self.register_buffer("thresholds", _checked(_float_tensor(thresholds), levels))
         self.stairs = self._stairs()
-        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("temperature", _float_tensor(1.0))
         self.set_temperature(temperature)
 
     @classmethod
@@ -130,11 +131,16 @@ class Quantizer(nn.Module):
         Raises:
             UserError: if it is not above zero.
         """
-        _check_temperature("temperature", temperature)
-        self.temperature.fill_(temperature)
+        self.temperature.fill_(_checked_temperature("temperature", temperature))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantize x: finite values of any shape and floating type; gives the same."""
+        """Quantize x: finite values of any shape and floating type; gives the same.
+
+        Raises:
+            UserError: x is of another type.
+        """
+        if not x.is_floating_point():
+            raise UserError(f"Quantizer: x is of {x.dtype}; convert it to a floating type first")
         soft = self.force_soft or (self.training and self.forward_mode == "soft")
         window: Window
         if self.backward_temperature == "exact":
@@ -169,15 +175,21 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Levels, mode and temperatures."""
+        temperature = "meta" if self.temperature.is_meta else f"{self.temperature.item():g}"
         return (
             f"levels={self.level_set.name}, forward_mode={self.forward_mode}, "
-            f"temperature={self.temperature.item():g}, "
+            f"temperature={temperature}, "
             f"backward_temperature={self.backward_temperature}"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
-        # A type with fewer digits rounds the thresholds.
-        super()._apply(fn, recurse)
+        def moved(tensor: Tensor) -> Tensor:
+            # A type with fewer digits would make neighbouring thresholds one, or a scale infinite.
+            found = fn(tensor)
+            fewer = found.dtype.itemsize < torch.float32.itemsize
+            return tensor.to(found.device) if fewer else found
+
+        super()._apply(moved, recurse)
         if not self.thresholds.is_meta:
             self.stairs = self._stairs()
         return self
@@ -219,10 +231,18 @@ def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
 
 
 def _float_tensor(values: float | Sequence[float] | Tensor) -> Tensor:
-    """A copy, of the default type unless values is a floating tensor already."""
+    """A copy, of the default type unless values is a floating tensor already, but with no fewer
+    digits than float32."""
+    dtype = torch.get_default_dtype()
     if isinstance(values, Tensor) and values.is_floating_point():
-        return values.detach().clone()
-    return torch.as_tensor(values, dtype=torch.get_default_dtype()).clone()
+        dtype = values.dtype
+    return torch.as_tensor(values, dtype=torch.promote_types(dtype, torch.float32)).detach().clone()
+
+
+def _finite(name: str, scale: Tensor) -> Tensor:
+    if not scale.isfinite().all():
+        raise UserError(f"{name} {scale.tolist()}: must be finite")
+    return scale
 
 
 def _checked(thresholds: Tensor, levels: LevelSet) -> Tensor:
@@ -242,6 +262,10 @@ def _increase(thresholds: Tensor) -> bool:
     return bool(computed.isfinite().all() and (computed.diff() > 0).all())
 
 
-def _check_temperature(name: str, temperature: float) -> None:
-    if not 0 < temperature < math.inf:
-        raise UserError(f"{name} {temperature}: must be a number above zero")
+def _checked_temperature(name: str, temperature: float) -> float:
+    largest = torch.finfo(torch.float32).max
+    if not 0 < temperature <= largest:
+        raise UserError(
+            f"{name} {float(temperature)}: must be a number above zero, up to {largest:.2g}"
+        )
+    return float(temperature)

@@ -64,6 +64,13 @@ def test_a_relu_that_is_never_called_has_a_remedy_of_its_own() -> None:
         activation_histograms(model, ["relu"], [torch.ones(3, 2)])
 
 
+def test_a_site_that_is_no_module_is_named_and_no_hook_stays() -> None:
+    model = Borrower()
+    with pytest.raises(UserError, match="no module cald, gone; give names"):
+        activation_histograms(model, ["called", "cald", "gone"], [torch.ones(3, 2)])
+    assert not model.called._forward_pre_hooks
+
+
 def test_no_batches() -> None:
     with pytest.raises(UserError, match="no batches; give at least one"):
         activation_histograms(Borrower(), ["called"], [])

@@ -78,11 +78,35 @@ def test_the_same_network_gives_the_same_bytes(path, checkpoint, tmp_path):
 def test_a_weight_with_two_names(tiny_info, tmp_path, monkeypatch):
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
     model[2].weight = model[1].weight
+    monkeypatch.setattr("qnet.checkpoint.build_model", lambda *name, **images: model)
     save_checkpoint(
         tmp_path / "tied.safetensors", Checkpoint(model, "tests.tiny:network", tiny_info)
     )
-    monkeypatch.setattr("qnet.checkpoint.build_model", lambda *name, **images: model)
     assert load_model(tmp_path / "tied.safetensors") is model
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (torch.compile, r"_orig_mod\.\S+' is not an nn\.Conv2d"),
+        (nn.Sequential, r"'0\.3' is not an nn\.Conv2d"),
+        (lambda model: model.append(nn.Linear(2, 2)), r"another network .* is unknown.*; give the"),
+        (lambda model: model.append(Quantizer(weight_levels(2))), "activations: '' is not an"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(
+    checkpoint, tiny_info, tmp_path, changed, message
+):
+    wrong = Checkpoint(changed(checkpoint.model), NAME, tiny_info)
+    with pytest.raises(UserError, match=rf"a\.safetensors could not be read again: .*{message}"):
+        save_checkpoint(tmp_path / "a.safetensors", wrong)
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_saving_draws_no_random_numbers(checkpoint, tmp_path):
+    state = torch.get_rng_state()
+    save_checkpoint(tmp_path / "model.safetensors", checkpoint)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def first_of(description):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from qnet.clustering import cluster
 from qnet.errors import UserError
 from qnet.layers import (
     QuantizedConv2d,
@@ -122,6 +124,16 @@ def test_insertion_keeps_what_was_there() -> None:
     assert calls == ["hook"]
 
 
+def test_what_is_no_quantizer_is_refused_before_anything_changes() -> None:
+    model = small_model()
+    levels = weight_levels(2)
+    assert levels is not None
+    clusters: Any = cluster(model[5].weight, levels)
+    with pytest.raises(UserError, match="weights: '5' is given a Clusters; give a Quantizer"):
+        insert_quantizers(model, weights={"2": weight_quantizer(), "5": clusters})
+    assert type(model[2]) is nn.Conv2d
+
+
 def test_second_insertion_adds_and_does_not_replace() -> None:
     model = small_model()
     first, second = weight_quantizer(), input_quantizer()
@@ -133,6 +145,16 @@ def test_second_insertion_adds_and_does_not_replace() -> None:
         insert_quantizers(model, weights={"5": weight_quantizer()})
     with pytest.raises(UserError, match="activations: '5' has a quantizer already"):
         insert_quantizers(model, activations={"5": input_quantizer()})
+
+
+def test_a_state_of_quantized_weights_loads_where_activations_are_quantized_too() -> None:
+    source, target = small_model(), small_model()
+    insert_quantizers(source, weights={"5": weight_quantizer(0.3)})
+    insert_quantizers(target, weights={"5": weight_quantizer()})
+    insert_quantizers(target, activations={"2": input_quantizer(), "5": input_quantizer()})
+    target.load_state_dict(source.state_dict())
+    assert target[5].weight_quantizer.alpha == source[5].weight_quantizer.alpha
+    assert target[5].input_quantizer.alpha == 0.5
 
 
 def test_full_precision_state_loads_unchanged() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from qnet.errors import UserError
-from qnet.levels import weight_levels
+from qnet.levels import activation_levels, weight_levels
 from qnet.quantizer import Quantizer, quantizers, soft_forward
 from qnet.steps import soft_steps
 from tests.textbook import (
@@ -53,6 +54,9 @@ def test_arguments_are_copied() -> None:
         ({"temperature": 0.0}, "temperature 0.0: .*above zero"),
         ({"temperature": float("nan")}, "temperature nan"),
         ({"temperature": float("inf")}, "temperature inf"),
+        ({"temperature": 1e39}, "temperature 1e.39: .*up to 3.4e.38"),
+        ({"alpha": float("nan")}, "alpha nan: must be finite"),
+        ({"beta": torch.tensor([1.0, float("inf")])}, "beta .*inf.*: must be finite"),
         ({"backward_temperature": -1.0}, "backward_temperature -1.0"),
         ({"forward_mode": "both"}, "forward_mode 'both'"),
     ],
@@ -163,8 +167,40 @@ def test_soft_forward(training: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_type_with_fewer_digits_rounds_all_alike(dtype: torch.dtype) -> None:
-    levels = WEIGHTS[1]
-    quantizer = Quantizer(levels, thresholds=[-0.05, 0.05], alpha=0.5).to(dtype).eval()
-    x = torch.linspace(-0.1, 0.1, 20001)
-    assert torch.equal(quantizer(x), quantizer.alpha.float() * quantizer.integers(x))
+def test_numbers_keep_their_digits_where_the_model_has_fewer(dtype: torch.dtype) -> None:
+    levels = activation_levels(8)
+    assert levels is not None
+    quantizer = Quantizer(levels, alpha=0.3, beta=1e6, temperature=1e5)
+    before = copy.deepcopy(quantizer.state_dict())
+    quantizer.to(dtype).eval()
+    assert all(torch.equal(quantizer.state_dict()[name], value) for name, value in before.items())
+    x = torch.linspace(0, 3e-4, 20001)
+    assert torch.equal(quantizer(x), quantizer.alpha * quantizer.integers(x))
+    assert len(quantizer.integers(x).unique()) == 256
+    assert quantizer(x.to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_numbers_have_the_digits_of_float32_whatever_the_default(dtype: torch.dtype) -> None:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        quantizer = Quantizer(activation_levels(8), alpha=torch.ones(()))
+    finally:
+        torch.set_default_dtype(default)
+    assert {value.dtype for value in quantizer.state_dict().values()} == {torch.float32}
+
+
+def test_whole_numbers_are_not_quantized() -> None:
+    with pytest.raises(UserError, match=r"x is of torch\.int64; convert it"):
+        Quantizer(WEIGHTS[1], alpha=0.5)(torch.tensor([1, 2, -3]))
+
+
+def test_a_temperature_becomes_a_plain_number() -> None:
+    quantizer = Quantizer(WEIGHTS[1], backward_temperature=np.float32(3))
+    assert type(quantizer.backward_temperature) is float
+    assert quantizer.backward_temperature == 3
+
+
+def test_a_quantizer_without_storage_can_be_printed() -> None:
+    assert "temperature=meta" in repr(Quantizer(WEIGHTS[1]).to("meta"))
