@@ -54,6 +54,7 @@ def fused_backward(
     offset: float,
     temperature: Temperature | None,
     window: Window,
+    rectified: bool,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """The gradients of x, alpha and beta, with a window of its own; None if it cannot compile."""
     planned = _planned(stairs, temperature, x.device)
@@ -61,7 +62,7 @@ def fused_backward(
     if planned is None or window_planned is None:
         return None
     (plan, numbers), (window_plan, window_numbers) = planned, window_planned
-    how = tuple(stairs.steps), offset, temperature is not None, plan, window_plan
+    how = tuple(stairs.steps), offset, temperature is not None, plan, window_plan, rectified
     if torch.compiler.is_compiling():
         return _traced_gradients(x, grad_y, alpha, beta, *how, numbers, window_numbers)
     if grad_y.stride() != x.stride():
@@ -142,14 +143,19 @@ def _forward_kernel(steps: tuple[int, ...], offset: float, soft: bool, plan: Pla
 
 @lru_cache(maxsize=64)
 def _backward_kernel(
-    steps: tuple[int, ...], offset: float, soft: bool, plan: Plan, window_plan: Plan
+    steps: tuple[int, ...],
+    offset: float,
+    soft: bool,
+    plan: Plan,
+    window_plan: Plan,
+    rectified: bool,
 ) -> Kernel:
     def backward(
         x: Tensor, grad_y: Tensor, alpha: Tensor, beta: Tensor, numbers: Tensor, window: Tensor
     ) -> tuple[Tensor, ...]:
         grad_x, of_alpha, of_beta = _gradients(
             x.float(), grad_y.float(), alpha, beta, steps, offset, soft, plan, window_plan,
-            numbers, window,
+            rectified, numbers, window,
         )  # fmt: skip
         return grad_x.to(x.dtype), of_alpha.sum(), of_beta.sum()
 
@@ -181,6 +187,7 @@ def _gradients(
     soft: bool,
     plan: Plan,
     window_plan: Plan,
+    rectified: bool,
     numbers: Numbers,
     window: Numbers,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,6 +195,8 @@ def _gradients(
     u = x * beta
     climbed = level(u, steps, soft, plan, numbers) - offset
     grad_u = grad_y * (alpha * window[0]) * slope(u, steps, offset, window_plan, window)
+    if rectified:
+        grad_u = torch.where(x > 0, grad_u, 0.0)
     return grad_u * beta, grad_y * climbed, grad_u * x
 
 

@@ -96,6 +96,7 @@ class Quantizer(nn.Module):
         self.forward_mode = forward_mode
         self.backward_temperature = backward_temperature
         self.force_soft = False
+        self.rectifies = False  # no gradient for x <= 0, as behind a ReLU (qnet.relus)
         self.alpha = nn.Parameter(_finite("alpha", _float_tensor(alpha)))
         self.beta = nn.Parameter(_finite("beta", _float_tensor(beta)))
         self.register_buffer("thresholds", _checked(_float_tensor(thresholds), levels))
@@ -156,6 +157,7 @@ class Quantizer(nn.Module):
             self.level_set.offset,
             self.temperature if soft else None,
             window,
+            self.rectifies,
         )
 
     @torch.no_grad()

@@ -1,11 +1,12 @@
-"""A ReLU that only binary quantizers read is left out while training.
+"""A ReLU that only quantizers read is left out while training.
 
-Levels 0 and 1, with a threshold that is not negative, make every negative value zero. So with a
+Levels from 0 up, with thresholds that are not negative, make every negative value zero. So with a
 hard forward a ReLU before them changes no output, only the gradient: it stops that of all negative
-values, where the window alone stops it of values far below the threshold. Without the ReLU a value
-just below zero can learn its way up: with two levels that helps, with more it does not
-(docs/experiments.md). In eval mode the ReLU is there: the network is the one that its checkpoint
-describes.
+values, where the window alone stops it of values far below the thresholds. Without that stop a
+value just below zero can learn its way up: with two levels that helps, with more it does not
+(docs/experiments.md). So of more levels the quantizer stops it itself (`Quantizer.rectifies`): the
+numbers stay, and a pass over memory each way is saved. In eval mode the ReLU is there: the network
+is the one that its checkpoint describes.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class SkippedReLU(nn.ReLU):
 
 
 def skip_relus(model: nn.Module) -> list[str]:
-    """Turn each nn.ReLU whose every reader makes it binary, and hard, into a `SkippedReLU`.
+    """Turn each nn.ReLU whose every reader makes its negative values zero into a `SkippedReLU`.
 
     In place, with quantizers inserted and before the model is compiled. Outputs stay as they are
     while beta is above zero. What an earlier call has skipped is looked at anew. A network whose
     forward depends on the values it sees cannot be traced: it keeps all of its ReLUs, and a warning
-    says so where it has binary quantizers.
+    says so where it has binary quantizers, for which that makes a difference.
 
     Returns:
         Names of the skipped modules, in the order in which they are called.
@@ -46,18 +47,22 @@ def skip_relus(model: nn.Module) -> list[str]:
     for module in everything:
         if type(module) is SkippedReLU:
             module.__class__ = nn.ReLU  # type: ignore[assignment]
-    if not any(map(_clips, everything)):
+        elif isinstance(module, Quantizer):
+            module.rectifies = False
+    clipping = [quantizer for quantizer in map(_clipping, everything) if quantizer is not None]
+    if not clipping:
         return []
     modes = [(module, module.training) for module in everything]
     model.train()  # what is read then decides, for only then a ReLU is left out
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # tracing runs the network's own code, which may raise anything
-        warnings.warn(
-            f"The network cannot be traced ({one_line(error)}): ReLUs before binary quantizers "
-            "stay while training.",
-            stacklevel=2,
-        )
+        if any(map(_is_binary, clipping)):
+            warnings.warn(
+                f"The network cannot be traced ({one_line(error)}): ReLUs before binary quantizers "
+                "stay while training.",
+                stacklevel=2,
+            )
         return []
     finally:
         for module, training in modes:
@@ -72,6 +77,9 @@ def skip_relus(model: nn.Module) -> list[str]:
     ]
     for name in skipped:
         modules[name].__class__ = SkippedReLU
+        for quantizer in (q for node in calls[name] for q in _readers(node, modules)):
+            assert quantizer is not None
+            quantizer.rectifies = not _is_binary(quantizer)
     return skipped
 
 
@@ -88,9 +96,21 @@ def _is_needless(relu: fx.Node, modules: dict[str, nn.Module]) -> bool:
     place, those of its input."""
     in_place = modules[str(relu.target)].inplace
     alone = not in_place or all(_is_new(node, modules) for node in relu.all_input_nodes)
-    return alone and all(
-        reader.op == "call_module" and _clips(modules[str(reader.target)]) for reader in relu.users
-    )
+    return alone and None not in _readers(relu, modules)
+
+
+def _readers(relu: fx.Node, modules: dict[str, nn.Module]) -> list[Quantizer | None]:
+    """The quantizers that make negative values of its result zero; None for each other reader."""
+    found: list[Quantizer | None] = []
+    for reader in relu.users:
+        quantizer = None
+        if reader.op == "call_module":
+            quantizer = _clipping(modules[str(reader.target)])
+        if quantizer is not None and not _is_binary(quantizer):
+            calls = [node for node in reader.graph.nodes if node.target == reader.target]
+            quantizer = quantizer if len(calls) == 1 else None  # the others may have no ReLU
+        found.append(quantizer)
+    return found
 
 
 def _is_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -104,15 +124,21 @@ def _is_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return node.target in (operator.add, torch.add)
 
 
-def _clips(layer: nn.Module) -> bool:
-    """Whether the layer's quantizer has two levels and makes every negative value zero."""
+def _clipping(layer: nn.Module) -> Quantizer | None:
+    """The quantizer of the layer's input if it makes every negative value zero."""
     if not isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
-        return False
+        return None
     quantizer = layer.input_quantizer
-    return (
+    if (
         isinstance(quantizer, Quantizer)
         and quantizer.forward_mode == "hard"
-        and quantizer.level_set.values == (0, 1)
-        and bool((quantizer.thresholds >= 0).all())
-        and bool((quantizer.beta > 0).all())
-    )
+        and quantizer.level_set.values[0] == 0
+        and (quantizer.thresholds >= 0).all()
+        and (quantizer.beta > 0).all()
+    ):
+        return quantizer
+    return None
+
+
+def _is_binary(quantizer: Quantizer) -> bool:
+    return len(quantizer.level_set.values) == 2

@@ -51,15 +51,17 @@ class Quantize(torch.autograd.Function):
         offset: float,
         temperature: Temperature | None,
         window: Window | None,
+        rectified: bool = False,
     ) -> Tensor:
-        """Temperature None: the hard staircase; window None: no gradient.
+        """Temperature None: the hard staircase; window None: no gradient; rectified: of x and beta
+        none where x <= 0, as behind a ReLU.
 
         With `Stairs` in place of the heights the thresholds are not read.
         """
         temperature, window = _constant(temperature), _constant(window)
         ctx.save_for_backward(x, alpha, beta, thresholds)
         ctx.steps, ctx.offset = steps, offset
-        ctx.temperature, ctx.window = temperature, window
+        ctx.temperature, ctx.window, ctx.rectified = temperature, window, rectified
         dtype = compute_dtype(x)
         stairs = stairs_of(thresholds, steps, dtype)
         if applies(x, alpha, beta):
@@ -83,9 +85,11 @@ class Quantize(torch.autograd.Function):
         stairs = stairs_of(thresholds, ctx.steps, dtype)
         temperature, window = ctx.temperature, ctx.window
         if window is not None and not need_thresholds and applies(x, alpha, beta):
-            grads = fused_backward(x, grad_y, alpha, beta, stairs, ctx.offset, temperature, window)
+            grads = fused_backward(
+                x, grad_y, alpha, beta, stairs, ctx.offset, temperature, window, ctx.rectified
+            )
             if grads is not None:
-                return *grads, None, None, None, None, None
+                return *grads, None, None, None, None, None, None
 
         new_like = torch.zeros_like if window is None else torch.empty_like
         grad_x = new_like(x) if need_x else None
@@ -106,6 +110,8 @@ class Quantize(torch.autograd.Function):
             if window is None or not (need_x or need_beta or need_thresholds):
                 continue
             grad = grad * alpha_part
+            if ctx.rectified:
+                grad.mul_(x_part > 0)
             if grad_thresholds is not None:
                 for i, step in enumerate(stairs.steps):
                     threshold = stairs.thresholds[i]
@@ -118,7 +124,7 @@ class Quantize(torch.autograd.Function):
             if grad_x is not None:
                 grad_x[rows] = grad_u.mul_(beta_part)
 
-        return grad_x, grad_alpha, grad_beta, grad_thresholds, None, None, None, None
+        return grad_x, grad_alpha, grad_beta, grad_thresholds, None, None, None, None, None
 
 
 def _constant(temperature: Any) -> Any:

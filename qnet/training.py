@@ -54,8 +54,8 @@ class Trainer:
     """Trains one network through one phase.
 
     Args:
-        model: on the device of `runtime`; trained in place, without the ReLUs that only binary
-            quantizers read (`qnet.relus`): in eval mode they are there.
+        model: on the device of `runtime`; trained in place, without the ReLUs that only quantizers
+            read (`qnet.relus`): in eval mode they are there.
         params: the section of params.yaml that this phase follows.
         data: training images, and those that choose the epoch.
         runtime: the device and its arithmetic.
@@ -81,6 +81,7 @@ class Trainer:
         teacher: nn.Module | None = None,
         progress: Progress = lambda batches, count, title: batches,
     ) -> None:
+        skip_relus(model)
         self.model = model.to(runtime.device).to(memory_format=torch.channels_last)
         self.params = params
         self.data = data
@@ -93,7 +94,6 @@ class Trainer:
         share_state(model)
         if world() > 1:
             synchronise_batch_norm(model)
-        skip_relus(model)
         self.optimizer = build_optimizer(model, params)
         self.scales = [
             (scale, _SMALLEST_SCALE * scale.detach().clone())

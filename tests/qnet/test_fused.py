@@ -171,7 +171,7 @@ def test_on_a_gpu_nothing_makes_the_host_wait(uncompiled: None, soft: bool, exac
         stairs = stairs_of(thresholds, levels.steps, torch.float32)
         temperature, window = t if soft else None, t if exact else 4.0
         assert fused_forward(x, alpha, beta, stairs, 0.0, temperature) is not None
-        found = fused_backward(x, x, alpha, beta, stairs, 0.0, temperature, window)
+        found = fused_backward(x, x, alpha, beta, stairs, 0.0, temperature, window, False)
     assert found is not None
     assert {grad.device.type for grad in found} == {"cuda"}
 

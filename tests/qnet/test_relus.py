@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import qnet.fused
 from qnet.batch_norm import synchronise_batch_norm
+from qnet.fused import use_compiled
 from qnet.layers import activation_sites, insert_quantizers
 from qnet.levels import activation_levels
 from qnet.models import build_model
-from qnet.quantizer import Quantizer
+from qnet.quantizer import Quantizer, quantizers
 from qnet.relus import SkippedReLU, skip_relus
 
 
@@ -32,18 +35,20 @@ def images(count: int = 4, channels: int = 3, size: int = 8) -> Tensor:
     return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_relu_inside_each_block_is_skipped_and_that_of_the_shortcut_is_not() -> None:
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_the_relu_inside_each_block_is_skipped_and_that_of_the_shortcut_is_not(bits: int) -> None:
     model = build_model("resnet20", classes=10)
-    quantized(model, *activation_sites(model, "input"))
+    quantized(model, *activation_sites(model, "input"), bits=bits)
     blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)]
     assert skip_relus(model) == [f"{block}.relu1" for block in blocks]
 
 
+@pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "torchvision/vgg11_bn"])
-def test_outputs_and_statistics_do_not_change(name: str) -> None:
+def test_outputs_and_statistics_do_not_change(name: str, bits: int) -> None:
     torch.manual_seed(0)
     model = build_model(name, classes=10, size=32)
-    quantized(model, *activation_sites(model, "input"))
+    quantized(model, *activation_sites(model, "input"), bits=bits)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -83,6 +88,33 @@ def test_values_just_below_zero_get_the_gradient_of_the_window() -> None:
     assert x.grad[0, 1] != 0
 
 
+@pytest.fixture(params=[False, True], ids=["uncompiled", "compiled"])
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(qnet.fused, "_WORTH_IT", 0)
+    use_compiled(request.param)
+    yield
+    assert qnet.fused._Switch.on == request.param, "compiling failed"
+    use_compiled(False)
+
+
+def test_with_more_levels_no_gradient_changes(compiled: None) -> None:
+    torch.manual_seed(0)
+    model = build_model("resnet20", classes=10)
+    names = activation_sites(model, "input")
+    quantized(model, *names, bits=2)
+    skipped = copy.deepcopy(model)
+    skip_relus(skipped)
+    rectifying = [name for name, found in quantizers(skipped) if found.rectifies]
+    assert rectifying == [f"{name}.input_quantizer" for name in names if "conv2" in name]
+    for network in (model, skipped):
+        network.train()(images(size=32)).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        found = skipped.get_parameter(name).grad
+        assert found is not None
+        assert torch.equal(found, parameter.grad), name
+
+
 def test_in_eval_mode_it_is_a_relu() -> None:
     model = quantized(chain(inplace=False), "2")
     skip_relus(model)
@@ -97,7 +129,6 @@ def test_a_relu_that_changes_something_stays() -> None:
     assert skip_relus(quantized(chain(), "2", forward_mode="soft")) == []
     assert skip_relus(quantized(chain(), "2", signed=True)) == []
     assert skip_relus(quantized(chain(), "2", thresholds=[-0.1])) == []
-    assert skip_relus(quantized(chain(), "2", bits=2)) == []  # it would do harm
     assert skip_relus(nn.Sequential(quantized(chain(), "2"), nn.ReLU())) == ["0.1"]
 
 
@@ -124,6 +155,8 @@ class Readers(nn.Module):
             return self.layer(y) + self.other(y)
         if self.read == "called twice":
             return self.relu(self.layer(y))
+        if self.read == "by a layer called twice":
+            return self.layer(y) + self.layer(x)
         if self.read == "values":
             return self.layer(y) if x.sum() > 0 else x
         raise AssertionError(self.read)
@@ -133,33 +166,39 @@ def test_a_network_that_cannot_be_traced_keeps_its_relus_and_says_so() -> None:
     model = quantized(Readers("values", inplace=True), "layer", "other")
     with pytest.warns(UserWarning, match="cannot be traced .*ReLUs before binary"):
         assert skip_relus(model) == []
-    assert skip_relus(Readers("values", inplace=True)) == []  # no word where there is none to skip
+    more = quantized(Readers("values", inplace=True), "layer", "other", bits=2)
+    assert skip_relus(more) == []  # and no word where it only saves time, nor
+    assert skip_relus(Readers("values", inplace=True)) == []  # where there is none to skip
 
 
-def test_another_phase_looks_anew() -> None:
-    model = quantized(chain(), "2")
+@pytest.mark.parametrize("bits", [1, 2])
+def test_another_phase_looks_anew(bits: int) -> None:
+    model = quantized(chain(), "2", bits=bits)
     assert skip_relus(model) == skip_relus(model) == ["1"]
-    for module in model.modules():
-        if isinstance(module, Quantizer):
-            module.forward_mode = "soft"
+    ((_, found),) = quantizers(model)
+    found.forward_mode = "soft"
     assert skip_relus(model) == []
     assert type(model.get_submodule("1")) is nn.ReLU
+    assert not found.rectifies
 
 
 @pytest.mark.parametrize(
-    ("read", "inplace", "skipped"),
+    ("read", "inplace", "bits", "skipped"),
     [
-        ("output", False, []),
-        ("input", False, ["relu"]),
-        ("input", True, []),  # x itself is changed
-        ("twice", True, ["relu"]),
-        ("called twice", True, []),
-        ("a view", True, []),  # so it is here
-        ("a view", False, ["relu"]),
+        ("output", False, 1, []),
+        ("input", False, 1, ["relu"]),
+        ("input", True, 1, []),  # x itself is changed
+        ("twice", True, 1, ["relu"]),
+        ("twice", True, 2, ["relu"]),
+        ("called twice", True, 1, []),
+        ("a view", True, 1, []),  # so it is here
+        ("a view", False, 1, ["relu"]),
+        ("by a layer called twice", False, 1, ["relu"]),
+        ("by a layer called twice", False, 2, []),  # x has a gradient below zero
     ],
 )
-def test_who_reads_it_decides(read: str, inplace: bool, skipped: list[str]) -> None:
-    model = quantized(Readers(read, inplace), "layer", "other")
+def test_who_reads_it_decides(read: str, inplace: bool, bits: int, skipped: list[str]) -> None:
+    model = quantized(Readers(read, inplace), "layer", "other", bits=bits)
     before = copy.deepcopy(model)
     assert skip_relus(model) == skipped
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(2))

@@ -8,6 +8,7 @@ from torch import nn
 
 from qnet import Quantizer, UserError, activation_levels, insert_quantizers, weight_levels
 from qnet.fused import use_compiled
+from qnet.relus import skip_relus
 
 LEVELS = [weight_levels(1), weight_levels("3pm4"), activation_levels(1), activation_levels(3)]
 
@@ -62,6 +63,7 @@ def test_a_network_compiled_whole_has_the_same_gradients(window, mode):
         )
 
     plain, compiled = make(), make()
+    assert skip_relus(compiled) == (["1"] if mode == "hard" else [])
     x = torch.randn(4, 3, 9, 9).contiguous(memory_format=torch.channels_last)
     plain(x).square().sum().backward()
     torch.compile(compiled, fullgraph=True)(x).square().sum().backward()
