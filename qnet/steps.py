@@ -51,7 +51,7 @@ class Quantize(torch.autograd.Function):
         offset: float,
         temperature: Temperature | None,
         window: Window | None,
-        rectified: bool = False,
+        rectified: bool,
     ) -> Tensor:
         """Temperature None: the hard staircase; window None: no gradient; rectified: of x and beta
         none where x <= 0, as behind a ReLU.
@@ -158,8 +158,10 @@ def soft_steps(
         Tensor like x, between 0 and Σ s_i.
     """
     window = temperature if backward_temperature == "exact" else backward_temperature
-    one = x.new_ones(())
-    return Quantize.apply(x, one, one, thresholds, steps, 0.0, temperature, window)
+    if isinstance(window, Tensor):
+        window = window.clone()  # torch.compile accepts no tensor twice
+    alpha, beta = x.new_ones(()), x.new_ones(())
+    return Quantize.apply(x, alpha, beta, thresholds, steps, 0.0, temperature, window, False)
 
 
 def hard_steps(
@@ -179,5 +181,5 @@ def hard_steps(
     Returns:
         Tensor like x, of whole numbers.
     """
-    one = x.new_ones(())
-    return Quantize.apply(x, one, one, thresholds, steps, 0.0, None, backward_temperature)
+    alpha, beta = x.new_ones(()), x.new_ones(())
+    return Quantize.apply(x, alpha, beta, thresholds, steps, 0.0, None, backward_temperature, False)

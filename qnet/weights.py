@@ -77,4 +77,5 @@ def _quantized(group: Sequence[QuantizedLayer]) -> Sequence[Tensor]:
     return Quantize.apply(
         torch.stack([layer.weight for layer in group]), alpha, beta, first.thresholds,
         first.stairs, first.level_set.offset, None, first.backward_temperature,
+        False,
     ).unbind()  # fmt: skip

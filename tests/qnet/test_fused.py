@@ -51,7 +51,8 @@ def quantized(
     x = x.detach().requires_grad_()
     alpha, beta = (torch.tensor(s, dtype=x.dtype).requires_grad_() for s in (0.75, 1.25))
     places = thresholds.to(x.dtype)
-    y = Quantize.apply(x, alpha, beta, places, levels.steps, levels.offset, forward, window)
+    how = levels.steps, levels.offset, forward, window, False
+    y = Quantize.apply(x, alpha, beta, places, *how)
     return [y.detach(), *torch.autograd.grad(y, (x, alpha, beta), grad)]
 
 

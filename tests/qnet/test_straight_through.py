@@ -1,4 +1,4 @@
-"""The window of a straight line, uncompiled, in compiled kernels and in a compiled network."""
+"""The window of a straight line, and step functions in compiled networks."""
 
 from itertools import pairwise
 
@@ -9,6 +9,7 @@ from torch import nn
 from qnet import Quantizer, UserError, activation_levels, insert_quantizers, weight_levels
 from qnet.fused import use_compiled
 from qnet.relus import skip_relus
+from qnet.steps import hard_steps, soft_steps
 
 LEVELS = [weight_levels(1), weight_levels("3pm4"), activation_levels(1), activation_levels(3)]
 
@@ -71,6 +72,23 @@ def test_a_network_compiled_whole_has_the_same_gradients(window, mode):
         plain.named_parameters(), compiled.named_parameters(), strict=True
     ):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("temperature", [4.0, torch.tensor(4.0)])
+def test_the_plain_functions_compile_into_one_graph(temperature):
+    def both(x):
+        thresholds = torch.tensor([-0.5, 0.5])
+        soft = soft_steps(x, thresholds, (1, 1), temperature)
+        return torch.stack([soft, hard_steps(x, thresholds, (1, 1), temperature)])
+
+    found = []
+    for function in (both, torch.compile(both, fullgraph=True)):
+        x = torch.linspace(-2, 2, 50).requires_grad_()
+        y = function(x)
+        y.square().sum().backward()
+        found.append((y, x.grad))
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(plain, compiled, rtol=1e-4, atol=1e-4)
 
 
 def test_a_window_of_another_name_is_refused():
