@@ -22,7 +22,7 @@ from qnet.errors import UserError, one_line, some
 from qnet.files import write_bytes
 from qnet.layers import insert_quantizers
 from qnet.levels import LevelSet
-from qnet.models import build_model
+from qnet.models import build_model, computes_alike
 from qnet.packing import packed_state, unpacked_state
 from qnet.quantizer import Quantizer, quantizers
 from qnet.runtime import device_named
@@ -55,13 +55,19 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, packed: bool = 
 
     Raises:
         UserError: the file cannot be written, or not be read again, for the network is not one that
-            `architecture` names, with quantizers of `insert_quantizers`; or it cannot be packed.
+            `architecture` names, with quantizers of `insert_quantizers`, or `dataset` is not as it
+            should be; or it cannot be packed.
     """
+    if not isinstance(checkpoint, Checkpoint):
+        raise UserError(
+            f"save_checkpoint: got a {type(checkpoint).__name__}; give a qnet.Checkpoint, which "
+            "says what the network is, too"
+        )
     described = {name: _describe(q) for name, q in quantizers(checkpoint.model)}
     description = {
         "format": FORMAT,
         "architecture": checkpoint.architecture,
-        "dataset": checkpoint.dataset.to_dict(),
+        "dataset": _checked(path, checkpoint.dataset).to_dict(),
         "quantizers": described,
     }
     _require_readable(path, checkpoint, described)
@@ -86,10 +92,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     path = Path(path)
     device = device_named(device)
     if not path.exists():
-        raise UserError(
-            f"{path} does not exist; run the stage that writes it, with `dvc repro`, or mend the "
-            "path"
-        )
+        raise UserError(f"{path} does not exist; train the network first, or mend the path")
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file in it")
     try:
@@ -116,7 +119,10 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             raise UserError(f"{path} is damaged: {error}; make it anew") from None
     if differences := misfit(model.state_dict(), tensors):
         raise UserError(f"{path} does not fit {architecture}: {differences}")
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(_of_the_same_kind(model.state_dict(), tensors))
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {one_line(error)}; make it anew") from None
     packed = bool(description.get("packed"))
     return Checkpoint(model.to(device).eval(), architecture, dataset, packed)
 
@@ -126,20 +132,50 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> nn.Modul
     return load_checkpoint(path, device).model
 
 
+def _checked(path: str | Path, dataset: DatasetInfo) -> DatasetInfo:
+    """`dataset` as it will be read, or an error."""
+    try:
+        return DatasetInfo.from_dict(dataset.to_dict())
+    except ValueError as error:
+        raise UserError(f"{path} could not be read again: dataset: {error}; mend it") from None
+
+
 def _require_readable(
     path: str | Path, checkpoint: Checkpoint, described: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Raise an error if what is loaded would not be this network."""
+    model, architecture = checkpoint.model, checkpoint.architecture
     try:
         with torch.random.fork_rng(devices=[]):  # a new network draws weights
-            again = _build(checkpoint.architecture, checkpoint.dataset, described)
+            again = _build(architecture, checkpoint.dataset, described)
     except UserError as error:
         raise UserError(f"{path} could not be read again: {error}") from error
-    if differences := misfit(again.state_dict(), checkpoint.model.state_dict()):
+    if differences := misfit(again.state_dict(), model.state_dict()):
         raise UserError(
-            f"{path} could not be read again: {checkpoint.architecture} makes another network than "
-            f"this: {differences}; give the network itself, not compiled, averaged or else wrapped"
+            f"{path} could not be read again: {architecture} makes another network than this: "
+            f"{differences}; give the network itself, not compiled, averaged or else wrapped"
         )
+    again.load_state_dict(model.state_dict(), assign=True)
+    if not computes_alike(model, again, checkpoint.dataset.channels, checkpoint.dataset.size):
+        raise UserError(
+            f"{path} could not be read again: {architecture} makes a network with these weights "
+            "that computes something else than this; name what builds it as it is now, such as a "
+            "function of your own (package.module:function)"
+        )
+
+
+def _of_the_same_kind(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """`tensors`, if they hold fractions where `expected` do.
+
+    Raises:
+        TypeError: one does not.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise TypeError(f"{name} is {tensor.dtype} instead of {expected[name].dtype}")
+    return tensors
 
 
 def _describe(quantizer: Quantizer) -> dict[str, Any]:

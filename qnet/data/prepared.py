@@ -8,6 +8,7 @@ splits give the same bytes, and nothing in the folder is ever unpickled.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ class DatasetInfo:
                 f"{self.channels} channels need as many means and stds, "
                 f"not {len(self.mean)} and {len(self.std)}"
             )
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
+            raise ValueError(f"mean {self.mean} and std {self.std} have to be finite")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form; `from_dict` gives back an equal `DatasetInfo`."""
@@ -70,10 +73,20 @@ class DatasetInfo:
         Raises:
             ValueError: if a field is missing or of the wrong type.
         """
-        return _INFO.validate_python(dict(fields))
+        try:
+            return _INFO.validate_python(dict(fields))
+        except ValidationError as error:
+            raise ValueError(_first(error)) from error
 
 
 _INFO = TypeAdapter(DatasetInfo)
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 @dataclass(frozen=True)
@@ -147,10 +160,9 @@ def load_info(folder: str | Path) -> DatasetInfo:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): {REMEDY}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise UserError(f"{path}: not a data set description ({reason}): {REMEDY}") from error
+        raise UserError(
+            f"{path}: not a data set description ({_first(error)}): {REMEDY}"
+        ) from error
 
 
 def load_split(folder: str | Path, name: str) -> Split:

@@ -66,6 +66,33 @@ def build_model(name: str, *, classes: int, channels: int = 3, size: int = 32) -
     return model
 
 
+@torch.no_grad()
+def computes_alike(model: nn.Module, other: nn.Module, channels: int, size: int) -> bool:
+    """Whether two networks with the same weights give the same for two random images.
+
+    Both see them in eval mode, where `model` is; `other` is moved there and stays in it.
+    """
+    device = next((tensor.device for tensor in _state(model).values()), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, channels, size, size, generator=generator).to(device, _type(model))
+    found = []
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for network in (model.eval(), other.to(device).eval()):
+            with (
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+            ):
+                torch.manual_seed(0)  # for networks that draw numbers in eval mode too
+                found.append(network(images).float())
+    finally:
+        for module, mode_before in modes:
+            module.training = mode_before
+    mine, theirs = found
+    near = 1e-3 * float(mine.abs().nan_to_num(0).max())
+    return torch.allclose(mine, theirs, rtol=0, atol=near, equal_nan=True)
+
+
 def source_files(name: str) -> list[Path]:
     """The file of the module that `package.module:function` names; of other names none."""
     spec = importlib.util.find_spec(name.partition(":")[0]) if ":" in name else None
@@ -108,6 +135,11 @@ def _replace_first_convolution(model: nn.Module, channels: int) -> None:
 
 def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
     module, _, attribute = name.partition(":")
+    if module == "__main__":
+        raise UserError(
+            f"model.name: {name!r} is known only to the program that runs; put {attribute} into a "
+            "module of its own and write package.module:function"
+        )
     try:
         function = getattr(importlib.import_module(module), attribute)
         signature = inspect.signature(function)
@@ -191,19 +223,26 @@ def _logits(model: nn.Module, shape: tuple[int, ...]) -> object:
     except Exception:
         # Perhaps only an operation that the meta device lacks: really computing decides.
         state = {key: value.clone() for key, value in _state(model).items()}
-        return torch.func.functional_call(model, state, torch.zeros(shape), tie_weights=False)
+        images = torch.zeros(shape, dtype=_type(model))
+        return torch.func.functional_call(model, state, images, tie_weights=False)
 
 
 def _run_on_meta(model: nn.Module, shape: tuple[int, ...]) -> object:
     """Propagate shapes without computing: milliseconds even for a thousand layers."""
     state = {key: torch.empty_like(value, device="meta") for key, value in _state(model).items()}
     # tie_weights would leave a module that has two names on the meta device.
-    images = torch.empty(shape, device="meta")
+    images = torch.empty(shape, dtype=_type(model), device="meta")
     return torch.func.functional_call(model, state, images, tie_weights=False)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _type(model: nn.Module) -> torch.dtype:
+    """That of the images it takes: of its first parameter."""
+    types = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return next(types, torch.get_default_dtype())
 
 
 def _nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:

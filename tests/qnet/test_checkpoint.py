@@ -1,5 +1,8 @@
 """A checkpoint describes itself, comes back the same, and a wrong one is refused in one line."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -23,7 +26,7 @@ def checkpoint(tiny_info):
     model = network(3, 1, 8)
     insert_quantizers(
         model,
-        weights={"3": Quantizer(weight_levels("3pm4"), alpha=0.3, beta=2.0, forward_mode="soft")},
+        weights={"3": Quantizer(weight_levels("3pm4"), alpha=0.3, beta=30.0, forward_mode="soft")},
         activations={"6": Quantizer(activation_levels(2), thresholds=[0.1, 0.7, 3], alpha=0.7)},
     )
     return Checkpoint(model.eval(), NAME, tiny_info)
@@ -103,6 +106,53 @@ def test_what_could_not_be_read_again_is_not_written(
     assert not (tmp_path / "a.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "module"),
+    [("8", nn.SiLU()), ("9", nn.AdaptiveAvgPool2d((4, 1))), ("4", nn.BatchNorm2d(8, eps=0.1))],
+)
+def test_a_network_that_computes_something_else_is_not_written(place, module, checkpoint, tmp_path):
+    setattr(checkpoint.model, place, module)
+    checkpoint.model.train()
+    with pytest.raises(UserError, match=r"network with these weights that computes something else"):
+        save_checkpoint(tmp_path / "a.safetensors", checkpoint)
+    assert all(part.training for part in checkpoint.model.modules())
+
+
+def test_a_network_that_diverged_is_written(checkpoint, tmp_path):
+    with torch.no_grad():
+        checkpoint.model[-1].weight.fill_(torch.nan)
+    save_checkpoint(tmp_path / "a.safetensors", checkpoint)
+    assert load_model(tmp_path / "a.safetensors")[-1].weight.isnan().all()
+
+
+def test_a_network_without_its_description_is_not_written(checkpoint, tmp_path):
+    with pytest.raises(UserError, match=r"got a Sequential; give a qnet\.Checkpoint"):
+        save_checkpoint(tmp_path / "a.safetensors", checkpoint.model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": (0, 1, 2)}, r"dataset: classes\.0: Input should be a valid string; mend it"),
+        ({"classes": "abc"}, "dataset: classes: Input should be a valid tuple"),
+        ({"counts": None}, "dataset: counts: Input should be a valid dict"),
+    ],
+)
+def test_a_data_set_that_could_not_be_read_again_is_not_written(
+    changes, message, checkpoint, tmp_path
+):
+    wrong = replace(checkpoint, dataset=replace(checkpoint.dataset, **changes))
+    with pytest.raises(UserError, match=message):
+        save_checkpoint(tmp_path / "a.safetensors", wrong)
+
+
+@pytest.mark.parametrize("mean", [(np.float32(0.5),), tuple(torch.tensor([0.5]))])
+def test_numbers_of_other_libraries_become_numbers(mean, checkpoint, tmp_path):
+    given = replace(checkpoint, dataset=replace(checkpoint.dataset, mean=mean))
+    save_checkpoint(tmp_path / "a.safetensors", given)
+    assert load_checkpoint(tmp_path / "a.safetensors").dataset == checkpoint.dataset
+
+
 def test_saving_draws_no_random_numbers(checkpoint, tmp_path):
     state = torch.get_rng_state()
     save_checkpoint(tmp_path / "model.safetensors", checkpoint)
@@ -143,7 +193,12 @@ def test_a_foreign_file(path):
         (lambda t, d: t.update({"0.weight": torch.zeros(1)}), r"0.weight is \[1\] instead of"),
         (lambda t, d: d.update(format=99), "has format 99"),
         (lambda t, d: d.pop("dataset"), "incomplete description"),
-        (lambda t, d: d["dataset"].pop("mean"), "incomplete description"),
+        (lambda t, d: d["dataset"].pop("mean"), r"incomplete description \(mean: Field required"),
+        (lambda t, d: t["3.weight_quantizer.thresholds"].fill_(torch.nan), "is damaged: .*nan"),
+        (
+            lambda t, d: t.update({"0.weight": t["0.weight"].int()}),
+            "damaged: 0.weight is torch",
+        ),
         (lambda t, d: d.update(quantizers=3), "incomplete description"),
         (lambda t, d: d.update(architecture="resnet21"), "resnet21"),
         (lambda t, d: d.update(quantizers={}), "is unknown"),

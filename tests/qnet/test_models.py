@@ -279,6 +279,18 @@ def test_own_models_that_do_not_fit(own_module: types.ModuleType) -> None:
         build_model("no_such_package.models:f", classes=3)
 
 
+def test_own_model_of_the_program_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "net", lambda **sizes: Linear(**sizes), False)
+    with pytest.raises(UserError, match=r"'__main__:net' is known only to the program that runs"):
+        build_model("__main__:net", classes=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_own_model_in_another_type(dtype: torch.dtype, own_module: types.ModuleType) -> None:
+    own_module.net = lambda **sizes: Linear(**sizes).to(dtype)  # type: ignore[attr-defined]
+    assert build_model("own_models:net", classes=3, size=4).weight.dtype == dtype
+
+
 class Linear(nn.Linear):
     """A network of one layer, which `how` says something of."""
 
