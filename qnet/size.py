@@ -4,13 +4,15 @@
     activation quantizer  its α, β and thresholds
     everything else       biases, batch norm, layers in full precision
 
-All but the packed values are float32, and buffers of whole numbers are what they are. What
+All but the packed values are float32, and buffers of whole numbers are what they are. A
+quantized weight with two names, such as one that an embedding reads too, is not packed. What
 inference does not need is not counted: β and the thresholds of weights, temperatures, and the
 counters of batch norm.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain
 
 from torch import Tensor, nn
@@ -28,10 +30,12 @@ def full_precision_bytes(model: nn.Module) -> int:
 
 def model_bytes(model: nn.Module) -> int:
     """Bytes of `model`; its compression is `full_precision_bytes(model) / model_bytes(model)`."""
+    names = Counter(map(id, model.state_dict(keep_vars=True).values()))
     bits: dict[int, int] = {}  # of a quantized weight, by its id
     of_weights: set[Quantizer] = set()
     for weight, quantizer in quantized_weights(model):
-        bits[id(weight)] = quantizer.level_set.bits
+        if names[id(weight)] == 1:
+            bits[id(weight)] = quantizer.level_set.bits
         of_weights.add(quantizer)
 
     total = sum(

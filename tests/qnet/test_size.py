@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from qnet.errors import UserError
 from qnet.layers import insert_quantizers, quantizable_layers
 from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.models import build_model
+from qnet.packing import packed_state
 from qnet.quantizer import Quantizer
 from qnet.size import full_precision_bytes, model_bytes
 
@@ -56,8 +58,16 @@ def test_shared_tensors_count_once() -> None:
     two.weight = one.weight
     model = nn.Sequential(one, two, one)
     assert full_precision_bytes(model) == model_bytes(model) == 4 * 16
-    insert_quantizers(model, weights={"0": Quantizer(levels_of(2))})
-    assert model_bytes(model) == 4 + 4
+
+
+def test_a_quantized_weight_that_something_else_reads_too_is_not_packed() -> None:
+    embedding, linear = nn.Embedding(4, 4), nn.Linear(4, 4, bias=False)
+    linear.weight = embedding.weight
+    model = nn.Sequential(embedding, linear)
+    insert_quantizers(model, weights={"1": Quantizer(levels_of(2))})
+    assert model_bytes(model) == 4 * 16 + 4
+    with pytest.raises(UserError, match=r"0\.weight and 1\.weight are one weight"):
+        packed_state(model)
 
 
 def test_buffers_count_if_they_are_stored() -> None:
