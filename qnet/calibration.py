@@ -28,7 +28,7 @@ def activation_histograms(
 
     Raises:
         UserError: a site is no module, or is never called, for example because another module uses
-            its weight; or there are no batches.
+            its weight; a batch is no tensor; or there are no images.
     """
     histograms = {site: Histogram(f"activations at {site}") for site in sites}
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -49,13 +49,18 @@ def activation_histograms(
         model.eval()
         seen = 0
         for batch in batches:
+            if not isinstance(batch, Tensor):
+                raise UserError(
+                    f"activation_histograms: a batch is a {type(batch).__name__}; give tensors "
+                    "alone, such as (images for images, _ in loader)"
+                )
             model(batch)
-            seen += 1
+            seen += len(batch)
     finally:
         for handle in handles:
             handle.remove()
     if seen == 0:
-        raise UserError("activation_histograms: no batches; give at least one")
+        raise UserError("activation_histograms: no images; give at least one")
     _refuse(model, [site for site, histogram in histograms.items() if histogram.count == 0])
     return histograms
 

@@ -1,5 +1,7 @@
 """Histograms of activations, and layers that the network never calls."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -71,9 +73,16 @@ def test_a_site_that_is_no_module_is_named_and_no_hook_stays() -> None:
     assert not model.called._forward_pre_hooks
 
 
-def test_no_batches() -> None:
-    with pytest.raises(UserError, match="no batches; give at least one"):
-        activation_histograms(Borrower(), ["called"], [])
+@pytest.mark.parametrize("batches", [[], [torch.ones(0, 2)]])
+def test_no_images(batches: list[torch.Tensor]) -> None:
+    with pytest.raises(UserError, match="no images; give at least one"):
+        activation_histograms(Borrower(), ["called"], batches)
+
+
+def test_batches_with_labels() -> None:
+    loader: list[Any] = [[torch.ones(3, 2), torch.ones(3)]]
+    with pytest.raises(UserError, match=r"a batch is a list; give tensors alone, such as \(images"):
+        activation_histograms(Borrower(), ["called"], loader)
 
 
 def test_calibrating_changes_no_batch_norm() -> None:
