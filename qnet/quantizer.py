@@ -37,12 +37,13 @@ class Quantizer(nn.Module):
     """Maps each value to a level times alpha; one for the weights, one for the input of a layer.
 
     In eval mode the output is exactly level * alpha; while training it is that too
-    (`forward_mode` "hard") or the soft function at `temperature` ("soft").
+    (`forward_mode` "hard") or the soft function at `temperature` ("soft"). A state dict holds no
+    level set: it fits any quantizer with as many levels (`qnet.save_checkpoint` keeps it).
 
     Args:
         levels: the level set.
-        thresholds: one fewer than levels, strictly increasing, in units of beta x, frozen (writing
-            to the buffer later changes nothing); None: halfway between neighbouring levels.
+        thresholds: one fewer than levels, strictly increasing, in units of beta x, frozen (do not
+            write to the buffer later); None: halfway between neighbouring levels.
         alpha: scale of the output; a number, or a tensor that broadcasts against x (per channel).
         beta: scale of the input; likewise.
         forward_mode: the function while training, "hard" or "soft".
@@ -167,7 +168,7 @@ class Quantizer(nn.Module):
         In eval mode the module gives exactly `alpha * integers(x)`.
         """
         dtype = compute_dtype(x)
-        stairs = stairs_of(self.thresholds, self.level_set.steps, dtype)
+        stairs = stairs_of(self.thresholds, self.stairs, dtype)
         integer = torch.int8 if self.level_set.max_abs < 2**7 else torch.int16
         levels = torch.empty_like(x, dtype=integer)
         for rows in chunks(x):

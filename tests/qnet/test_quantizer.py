@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qnet.errors import UserError
-from qnet.levels import activation_levels, weight_levels
+from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.quantizer import Quantizer, quantizers, soft_forward
 from qnet.steps import soft_steps
 from tests.textbook import (
@@ -164,6 +164,13 @@ def test_soft_forward(training: bool) -> None:
     with pytest.raises(KeyError), soft_forward(model):
         raise KeyError
     assert torch.equal(model.first(x), hard)
+
+
+def test_a_threshold_written_later_changes_neither_output_nor_integers() -> None:
+    quantizer = Quantizer(LevelSet("2", (-1, 0, 1))).eval()
+    quantizer.thresholds.mul_(0.5)
+    x = torch.tensor([-0.6, -0.4, 0.0, 0.4, 0.6])
+    assert quantizer(x).tolist() == quantizer.integers(x).tolist() == [-1, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
