@@ -25,10 +25,6 @@ class QuantizedConv2d(nn.Conv2d):
     weight_quantizer: nn.Module
     quantized_weight: Tensor | None  # where `qnet.weights` has quantized it already
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _add_slots(self)
-
     def forward(self, input: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, H', W']."""
         weight = self.quantized_weight
@@ -44,10 +40,6 @@ class QuantizedLinear(nn.Linear):
     weight_quantizer: nn.Module
     quantized_weight: Tensor | None  # where `qnet.weights` has quantized it already
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _add_slots(self)
-
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         weight = self.quantized_weight
@@ -60,10 +52,6 @@ class QuantizedReLU(nn.ReLU):
     """`nn.ReLU` whose output is quantized."""
 
     output_quantizer: nn.Module
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _add_slots(self)
 
     def forward(self, input: Tensor) -> Tensor:
         """Any shape; the output has the same."""
@@ -259,6 +247,8 @@ def _add_slots(module: nn.Module) -> None:
 
 def _select(layers: Sequence[str], patterns: Collection[str], parameter: str) -> set[str]:
     """The layers that one of the patterns fits."""
+    if isinstance(patterns, str):
+        raise UserError(f"{parameter}: {patterns!r} is text; give a list of names, [{patterns!r}]")
     ends = {"first": layers[0], "last": layers[-1]}
     selected: set[str] = set()
     for pattern in patterns:

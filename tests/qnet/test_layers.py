@@ -13,7 +13,6 @@ from qnet.clustering import cluster
 from qnet.errors import UserError
 from qnet.layers import (
     QuantizedConv2d,
-    QuantizedLinear,
     QuantizedReLU,
     activation_sites,
     insert_quantizers,
@@ -84,19 +83,21 @@ def test_relu_with_quantized_output() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantized", "plain", "shape"),
-    [
-        (QuantizedConv2d(3, 4, 3, bias=False), nn.Conv2d(3, 4, 3, bias=False), (1, 3, 5, 5)),
-        (QuantizedLinear(3, 4), nn.Linear(3, 4), (2, 3)),
-        (QuantizedReLU(), nn.ReLU(), (7,)),
-    ],
+    ("layer", "shape"),
+    [(nn.Conv2d(3, 4, 3, bias=False), (1, 3, 5, 5)), (nn.Linear(3, 4), (2, 3))],
 )
-def test_without_quantizers_it_is_the_plain_layer(
-    quantized: nn.Module, plain: nn.Module, shape: tuple[int, ...]
+def test_with_one_quantizer_the_other_tensor_is_as_it_was(
+    layer: nn.Module, shape: tuple[int, ...]
 ) -> None:
-    quantized.load_state_dict(plain.state_dict(), strict=True)
-    x = torch.randn(shape)
-    assert torch.equal(quantized(x), plain(x))
+    x, quantizer = torch.randn(shape), input_quantizer()
+    expected = layer(quantizer(x))
+    insert_quantizers(layer, activations={"": quantizer})
+    assert torch.equal(layer(x), expected)
+
+
+def test_text_is_no_list_of_layers() -> None:
+    with pytest.raises(UserError, match=r"model\.keep: 'fc' is text; give a list of names"):
+        quantizable_layers(small_model(), keep="fc")
 
 
 def test_insertion_keeps_what_was_there() -> None:
