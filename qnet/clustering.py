@@ -25,7 +25,7 @@ Quantized Network for Object Detection* (FQN), CVPR 2019. With levels Y_1 < ... 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -41,7 +41,6 @@ __all__ = ["Clusters", "Histogram", "cluster", "cluster_together"]
 
 Thresholds = Literal["uniform", "clustered", "centroids"]
 Scale = Literal["least_squares", "max", "paper"]
-Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _DEAD = 1e-30  # no larger values count as zeros: their beta would leave the range of float32
 _CENTRAL = 0.05  # the paper's thresholds on either side of level 0
@@ -113,16 +112,14 @@ def cluster(
     Raises:
         UserError: no values, one that is not finite, or an argument that is none of the above.
     """
-    require_levels(levels, name)
-    _check(gamma, thresholds, scale, name)
     if isinstance(values, Histogram):
         histogram = values
     else:
         histogram = Histogram(name)
         histogram.update(values)
-    if histogram.count == 0:
-        raise UserError(f"{name}: no values to cluster; give at least one")
-    return _fit(histogram, levels, gamma, scale, _rule(levels, thresholds))
+    return cluster_together(
+        {name: histogram}, levels, gamma=gamma, thresholds=thresholds, scale=scale
+    )[name]
 
 
 def cluster_together(
@@ -153,26 +150,19 @@ def cluster_together(
         _check(gamma, thresholds, scale, name)
         if histogram.count == 0:
             raise UserError(f"{name}: no values to cluster; give at least one")
-    rule = _rule(levels, thresholds)
     scaled = []
-    for histogram in histograms.values():
+    for histogram in histograms.values() if thresholds != "uniform" else ():
         x, weights, low, high = _trim(histogram, gamma)
         if max(-low, high) > _DEAD:
             scaled.append((_beta(max(-low, high), levels, scale) * x, weights))
-    if rule is not None and scaled:
+    found = None
+    if scaled:
         y, place = np.unique(np.concatenate([y for y, _ in scaled]), return_inverse=True)
-        b = rule(y, np.bincount(place, np.concatenate([weights for _, weights in scaled])))
-        rule = lambda y, weights: b  # noqa: E731
+        weights = np.bincount(place, np.concatenate([weights for _, weights in scaled]))
+        found = _clustered(y, weights, levels, thresholds)
     return {
-        name: _fit(histogram, levels, gamma, scale, rule) for name, histogram in histograms.items()
+        name: _fit(histogram, levels, gamma, scale, found) for name, histogram in histograms.items()
     }
-
-
-def _rule(levels: LevelSet, thresholds: Thresholds) -> Rule | None:
-    """How thresholds follow from βx and its weights; None: they do not, they are uniform."""
-    if thresholds == "uniform":
-        return None
-    return lambda y, weights: _clustered(y, weights, levels, thresholds)
 
 
 def _beta(q: float, levels: LevelSet, scale: Scale) -> float:
@@ -180,16 +170,17 @@ def _beta(q: float, levels: LevelSet, scale: Scale) -> float:
 
 
 def _fit(
-    histogram: Histogram, levels: LevelSet, gamma: float, scale: Scale, rule: Rule | None
+    histogram: Histogram, levels: LevelSet, gamma: float, scale: Scale, found: np.ndarray | None
 ) -> Clusters:
+    """With the thresholds that k-means found; None: uniform ones."""
     x, weights, low, high = _trim(histogram, gamma)
     q = max(-low, high)
     b, alpha, beta = _uniform(levels), 1.0, 1.0
     if q > _DEAD:
         beta = _beta(q, levels, scale)
         alpha = 1 / beta
-        if rule is not None:
-            b = rule(beta * x, weights)
+        if found is not None:
+            b = found
             if scale == "least_squares":
                 alpha = _fitted_alpha(x, weights, levels, b / beta) or alpha
         elif scale == "least_squares":
