@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,17 @@ from qnet.staircase import Stairs, Temperature, Window
 _WORTH_IT = 2**18  # values; below, starting a kernel costs as much as it saves
 
 Kernel = Callable[..., tuple[Tensor, ...]]
+
+
+class Built(NamedTuple):
+    """What is built into a kernel; the numbers of the plans are its arguments."""
+
+    steps: tuple[int, ...]
+    offset: float
+    soft: bool
+    plan: Plan
+    window: Plan | None = None  # of the gradient
+    rectified: bool = False
 
 
 def fused_forward(
@@ -38,10 +49,10 @@ def fused_forward(
     if planned is None:
         return None
     plan, numbers = planned
-    how = tuple(stairs.steps), offset, temperature is not None, plan
+    built = Built(tuple(stairs.steps), offset, temperature is not None, plan)
     if torch.compiler.is_compiling():
-        return _output(x, alpha, beta, *how, numbers)
-    found = _call(_forward_kernel(*how), _flat(x), _scalar(alpha), _scalar(beta), numbers)
+        return _output(x, alpha, beta, built, numbers)
+    found = _call(_forward_kernel(built), _flat(x), _scalar(alpha), _scalar(beta), numbers)
     return None if found is None else found[0].as_strided(x.shape, x.stride())
 
 
@@ -62,13 +73,14 @@ def fused_backward(
     if planned is None or window_planned is None:
         return None
     (plan, numbers), (window_plan, window_numbers) = planned, window_planned
-    how = tuple(stairs.steps), offset, temperature is not None, plan, window_plan, rectified
+    soft = temperature is not None
+    built = Built(tuple(stairs.steps), offset, soft, plan, window_plan, rectified)
     if torch.compiler.is_compiling():
-        return _traced_gradients(x, grad_y, alpha, beta, *how, numbers, window_numbers)
+        return _traced_gradients(x, grad_y, alpha, beta, built, numbers, window_numbers)
     if grad_y.stride() != x.stride():
         grad_y = torch.empty_like(x, dtype=grad_y.dtype).copy_(grad_y)
     tensors = _flat(x), _flat(grad_y), _scalar(alpha), _scalar(beta), numbers, window_numbers
-    found = _call(_backward_kernel(*how), *tensors)
+    found = _call(_backward_kernel(built), *tensors)
     if found is None:
         return None
     grad_x, grad_alpha, grad_beta = found
@@ -134,44 +146,28 @@ def _filled(number: Tensor | float, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _forward_kernel(steps: tuple[int, ...], offset: float, soft: bool, plan: Plan) -> Kernel:
+def _forward_kernel(built: Built) -> Kernel:
     def forward(x: Tensor, alpha: Tensor, beta: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
-        return (_output(x, alpha, beta, steps, offset, soft, plan, numbers),)
+        return (_output(x, alpha, beta, built, numbers),)
 
     return _compiled(forward)
 
 
 @lru_cache(maxsize=64)
-def _backward_kernel(
-    steps: tuple[int, ...],
-    offset: float,
-    soft: bool,
-    plan: Plan,
-    window_plan: Plan,
-    rectified: bool,
-) -> Kernel:
+def _backward_kernel(built: Built) -> Kernel:
     def backward(
         x: Tensor, grad_y: Tensor, alpha: Tensor, beta: Tensor, numbers: Tensor, window: Tensor
     ) -> tuple[Tensor, ...]:
         grad_x, of_alpha, of_beta = _gradients(
-            x.float(), grad_y.float(), alpha, beta, steps, offset, soft, plan, window_plan,
-            rectified, numbers, window,
-        )  # fmt: skip
+            x.float(), grad_y.float(), alpha, beta, built, numbers, window
+        )
         return grad_x.to(x.dtype), of_alpha.sum(), of_beta.sum()
 
     return _compiled(backward, contract=True)
 
 
-def _output(
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    steps: tuple[int, ...],
-    offset: float,
-    soft: bool,
-    plan: Plan,
-    numbers: Numbers,
-) -> Tensor:
+def _output(x: Tensor, alpha: Tensor, beta: Tensor, built: Built, numbers: Numbers) -> Tensor:
+    steps, offset, soft, plan, *_ = built
     y = (level(x.float() * beta, steps, soft, plan, numbers) - offset) * alpha
     # PyTorch 2.11 loses the gradient of a result that is converted to the type it has already.
     return y if y.dtype == x.dtype else y.to(x.dtype)
@@ -182,16 +178,13 @@ def _gradients(
     grad_y: Tensor,
     alpha: Tensor,
     beta: Tensor,
-    steps: tuple[int, ...],
-    offset: float,
-    soft: bool,
-    plan: Plan,
-    window_plan: Plan,
-    rectified: bool,
+    built: Built,
     numbers: Numbers,
     window: Numbers,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of x, and of each value what it adds to those of alpha and beta."""
+    steps, offset, soft, plan, window_plan, rectified = built
+    assert window_plan is not None
     u = x * beta
     climbed = level(u, steps, soft, plan, numbers) - offset
     grad_u = grad_y * (alpha * window[0]) * slope(u, steps, offset, window_plan, window)
@@ -201,7 +194,7 @@ def _gradients(
 
 
 def _traced_gradients(
-    x: Tensor, grad_y: Tensor, alpha: Tensor, beta: Tensor, *how: Any
+    x: Tensor, grad_y: Tensor, alpha: Tensor, beta: Tensor, built: Built, *numbers: Numbers
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Those of x, alpha and beta; in a network that is being compiled, so of any alpha and beta."""
     shapes = alpha.shape, beta.shape
@@ -209,7 +202,7 @@ def _traced_gradients(
     if in_order:  # a sum in another order than that of memory takes many times as long on a GPU
         x, grad_y = x.permute(0, 2, 3, 1), grad_y.permute(0, 2, 3, 1)
         alpha, beta = _scalar(alpha), _scalar(beta)
-    grad_x, *others = _gradients(x.float(), grad_y.float(), alpha, beta, *how)
+    grad_x, *others = _gradients(x.float(), grad_y.float(), alpha, beta, built, *numbers)
     if in_order:
         grad_x, others = grad_x.permute(0, 3, 1, 2), [other.sum() for other in others]
     grad_alpha, grad_beta = (
