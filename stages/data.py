@@ -16,8 +16,6 @@ from qnet.runtime import Runtime, seed_for
 from qnet.training import TrainingData
 from stages.common import PREPARED
 
-SAMPLE_BATCH = 100
-
 
 def training_data(
     params: Params, section: str, info: DatasetInfo, runtime: Runtime
@@ -72,12 +70,17 @@ def evaluation_batch(info: DatasetInfo) -> int:
     return max(1, min(500, 500 * 128**2 // info.size**2))
 
 
+def sample_batch(info: DatasetInfo) -> int:
+    """Images that are clustered at once: 100, or fewer where no more are scored at once."""
+    return min(100, evaluation_batch(info))
+
+
 def sample_images(params: Params, info: DatasetInfo, runtime: Runtime) -> BatchSource:
     """`cluster.images` training images, drawn by the seed; all of them where there are fewer."""
     count = load_info(PREPARED).counts["train"]
     generator = torch.Generator().manual_seed(seed_for(params.seed, "cluster"))
     chosen = torch.randperm(count, generator=generator)[: params.cluster.images]
-    return _open("train", params, info, runtime, SAMPLE_BATCH, chosen=chosen)
+    return _open("train", params, info, runtime, sample_batch(info), chosen=chosen)
 
 
 def prepared_like(info: DatasetInfo, otherwise: str = "") -> DatasetInfo:

@@ -15,6 +15,7 @@ from typing import Any
 
 from qnet.checkpoint import Checkpoint, load_checkpoint
 from qnet.clustering import Clusters
+from qnet.distributed import rank
 from qnet.errors import UserError
 from qnet.layers import activation_sites, insert_quantizers
 from qnet.params import Params
@@ -37,6 +38,9 @@ def main(params: Params) -> None:
         for site, entry in clusters.items()
     }
     insert_quantizers(checkpoint.model, activations=found)
+    if rank() == 0:
+        # Before the training: what fails after it, DVC runs again from the start.
+        draw_clusters(METRICS / "train_activations" / "pictures", clusters)
     train_stage(
         "train_activations",
         "activations",
@@ -48,7 +52,6 @@ def main(params: Params) -> None:
         teacher=load_checkpoint(FP, runtime.device).model,
         train=bool(found),
     )
-    draw_clusters(METRICS / "train_activations" / "pictures", clusters)
 
 
 def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[str, Any]:

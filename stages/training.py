@@ -24,6 +24,13 @@ from stages.data import evaluation_images, training_data
 from stages.logs import Log, bar, write_confusion, write_curves
 from stages.resuming import resume_file
 
+# What the run of a section reads of other sections than its own, `seed` and `augment`.
+READS: dict[str, dict[str, set[str]]] = {
+    "fp": {"model": {"name", "pretrained"}},
+    "weights": {},
+    "activations": {"model": {"keep", "quantize"}, "cluster": {"images", "activations"}},
+}
+
 
 def train_stage(
     stage: str,
@@ -106,7 +113,8 @@ def _write_scores(
 
 def _key(params: Params, section: str, architecture: str, inputs: Sequence[Path]) -> str:
     """A name for everything that the run of this section depends on."""
-    used = params.model_dump(include={"seed", "augment", "model", "cluster", section})
+    own = {"seed": True, "augment": True, section: True}
+    used = params.model_dump(include={**own, **READS[section]})
     used["precision"] = params.runtime.precision
     code = [Path(__file__).parent, *source_files(architecture)]
     return run_key(used, [PREPARED, *inputs, *code])

@@ -20,7 +20,7 @@ from qnet.params import Params
 from qnet.quantizer import Quantizer, quantizers
 from qnet.runtime import Runtime, start
 from stages.common import ACTIVATIONS, WEIGHTS, Parser, run
-from stages.data import SAMPLE_BATCH, prepared_like, sample_images
+from stages.data import prepared_like, sample_batch, sample_images
 from stages.logs import bar
 from stages.pictures import coarse, draw_panels, draw_quantizer
 
@@ -103,6 +103,7 @@ def _look_at_activations(
     """Run `cluster.images` training images through the network, all of it quantized."""
     count = min(prepared_like(checkpoint.dataset).counts["train"], params.cluster.images)
     batches = sample_images(params, checkpoint.dataset, runtime).ordered()
+    size = sample_batch(checkpoint.dataset)
     counts: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
@@ -114,7 +115,7 @@ def _look_at_activations(
 
     for name, quantizer in quantizers.items():
         quantizer.register_forward_pre_hook(watch(name))
-    images = (x for x, _ in bar(batches, -(-count // SAMPLE_BATCH), "look at activations"))
+    images = (x for x, _ in bar(batches, -(-count // size), "look at activations"))
     # Asked for at its quantizer, a ReLU's output is seen before it is quantized.
     histograms = activation_histograms(checkpoint.model, list(quantizers), images)
     return {name: (histogram, counts[name]) for name, histogram in histograms.items()}

@@ -1,16 +1,15 @@
-"""A stage runs again when code that shapes its outs has changed."""
+"""A stage runs again, and does not go on where it was killed, when what shapes its outs changed."""
 
 import ast
 
 import pytest
 import yaml
 
+from stages.training import READS
 from tests.pipeline import ROOT, STAGES
 
-DEPS = {
-    name: content["deps"]
-    for name, content in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
-}
+CONTENT = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+DEPS = {name: content["deps"] for name, content in CONTENT.items()}
 NO_OUT = {"ahead", "resuming"}  # refuse mistakes, and keep what a killed run goes on from
 PREPARE = {"common", "logs"}  # its paths and its bar
 
@@ -32,3 +31,9 @@ def test_deps_are_what_a_stage_imports(stage):
     listed = {name for name in DEPS[stage] if name.startswith("stages/")}
     assert listed == {f"stages/{module}.py" for module in expected}
     assert ("qnet/data" if stage == "prepare" else "qnet") in DEPS[stage]
+
+
+@pytest.mark.parametrize("section", READS)
+def test_a_run_is_resumed_for_the_parameters_that_its_stage_reads(section):
+    others = {f"{other}.{name}" for other, names in READS[section].items() for name in names}
+    assert {"seed", "augment", section, *others} == {*CONTENT[f"train_{section}"]["params"]}

@@ -123,6 +123,19 @@ def test_a_killed_run_is_not_resumed_with_other_parameters(workspace):
     assert "resumed" not in run("train_fp", workspace)
 
 
+def test_a_killed_run_is_resumed_with_other_parameters_that_it_does_not_read(workspace):
+    kill_after("train_fp", workspace, epochs=1)
+    write_params(workspace, cluster__images=100, model__keep=["first"])
+    assert "resumed after epoch 1" in run("train_fp", workspace)
+
+
+def test_what_can_fail_beside_the_training_fails_before_it(workspace):
+    pictures = workspace / "metrics" / "train_activations" / "pictures"
+    shutil.rmtree(pictures)
+    pictures.touch()
+    assert " epoch " not in run("train_activations", workspace, status=2)
+
+
 def test_a_killed_run_is_not_resumed_with_another_network(workspace):
     own = workspace / "own.py"
     own.write_text((ROOT / "tests" / "tiny.py").read_text())
