@@ -5,7 +5,7 @@ included: 0 is perfect, 1 as bad as giving zeros. Values are drawn, not trained:
 as many bits as the column says) from a normal distribution; activations (A) as a ReLU leaves them,
 half of them zero and the others the positive half of a normal distribution.
 
-    OMP_NUM_THREADS=1 python benchmarks/clustering_error.py
+    OMP_NUM_THREADS=1 python -m benchmarks.clustering_error
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import get_args
 
 import numpy as np
 
+from benchmarks.common import count, table
 from qnet import Histogram, LevelSet, activation_levels, cluster, weight_levels
 from qnet.clustering import Scale, Thresholds
 
@@ -31,7 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the values drawn (default: 0)")
     parser.add_argument(
-        "--count", type=_positive, default=1_000_000, help="of each kind (default: 1000000)"
+        "--count", type=count, default=1_000_000, help="of each kind (default: 1000000)"
     )
     arguments = parser.parse_args()
 
@@ -41,15 +42,15 @@ def main() -> None:
     activations[: arguments.count // 2] = 0
 
     names = [f"{kind} {bits}" for kind in "WA" for bits in BITS]
-    print(f"| thresholds | scale | {' | '.join(names)} |")
-    print("|---|---|" + "--:|" * len(names))
     samples = [*_samples(weights, activations)]
+    rows = []
     for thresholds, scale in product(get_args(Thresholds), get_args(Scale)):
         errors = []
         for values, histogram, levels, gamma in samples:
             found = cluster(histogram, levels, gamma=gamma, thresholds=thresholds, scale=scale)
             errors.append(relative_error(values, levels, found.thresholds, found.alpha, found.beta))
-        print(f"| {thresholds} | {scale} | {' | '.join(f'{e:#.3g}' for e in errors)} |")
+        rows.append([thresholds, scale, *(f"{error:#.3g}" for error in errors)])
+    print(table(["thresholds", "scale", *names], rows, words=2))
 
 
 def relative_error(
@@ -75,13 +76,6 @@ def _samples(
             levels = level_set(bits)
             assert levels is not None
             yield values, histogram, levels, gamma
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from statistics import median
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
-from benchmarks.common import count, extra_memory, figure, median, parse, table, take_turns
+from benchmarks.common import count, extra_memory, figure, parse, table, take_turns
 from qnet import (
     LevelSet,
     activation_histograms,

@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import re
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from unittest import mock
 
 import yaml
 
+from qnet.data.workers import processors
 from qnet.params import load_params
 from qnet.runtime import Runtime, start
 
@@ -171,18 +171,6 @@ def machine() -> list[str]:
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}, {packages}",
         f"commit `{described.stdout.strip()}`",
     ]
-
-
-def processors() -> int:
-    """Logical cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def median(values: Iterable[float]) -> float:
-    """The median, to print."""
-    return statistics.median(values)
 
 
 def figure(value: float, unit: str = "") -> str:

@@ -15,6 +15,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,7 @@ from benchmarks import textbook
 from benchmarks.common import (
     count,
     figure,
-    median,
     parse,
-    processors,
     table,
     take_turns,
     timed,
@@ -45,6 +44,7 @@ from qnet.data import (
     prepare_imagenet,
     save_manifest,
 )
+from qnet.data.workers import processors
 
 SIZE, PICTURE = 32, (500, 375)  # pixels
 CLASSES = ("n01440764", "n01443537")

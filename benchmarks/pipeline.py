@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from benchmarks.common import (
     clone,
@@ -29,13 +30,12 @@ from benchmarks.common import (
     epoch_seconds,
     figure,
     in_clone,
-    median,
     parse,
-    processors,
     set_params,
     table,
     take_turns,
 )
+from qnet.data.workers import processors
 
 SECTIONS = ("fp", "weights", "activations")  # of the training stages
 

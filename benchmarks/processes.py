@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.common import (
@@ -26,13 +27,12 @@ from benchmarks.common import (
     epoch_seconds,
     figure,
     in_clone,
-    median,
     parse,
-    processors,
     set_params,
     table,
     take_turns,
 )
+from qnet.data.workers import processors
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,6 @@ from benchmarks.common import (
     count,
     extra_memory,
     figure,
-    median,
     parse,
     start_runtime,
     table,

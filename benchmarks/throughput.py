@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from statistics import median
 
 import torch
 
-from benchmarks.common import count, figure, median, parse, start_runtime, table
+from benchmarks.common import count, figure, parse, start_runtime, table
 from benchmarks.training_step import Setting, ours, phase_name
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -32,7 +33,6 @@ from benchmarks.common import (
     count,
     extra_memory,
     figure,
-    median,
     parse,
     start_runtime,
     table,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qnet.data.workers import processors
 from qnet.distributed import local_rank, local_world, world
 from qnet.errors import UserError
 from qnet.fused import use_compiled
@@ -57,7 +58,7 @@ def start(params: RuntimeParams) -> Runtime:
     use_compiled(params.compile != "none")
     torch.set_flush_denormal(True)  # gradients far from a threshold are tiny, and slow otherwise
     device = _device(params.device)
-    workers = _processors() if params.workers == "auto" else params.workers
+    workers = processors() if params.workers == "auto" else params.workers
     workers = -(-workers // local_world())
     auto = params.precision == "auto"
     mixed = _has_bfloat16(device) if auto else params.precision == "bfloat16"
@@ -130,13 +131,6 @@ def _own_device(name: str, device: torch.device) -> torch.device:
         )
     torch.cuda.set_device(local_rank())
     return torch.device("cuda", local_rank())
-
-
-def _processors() -> int:
-    """Those that this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from qnet.data.raw import Progress
+from qnet.data.workers import processors
 from qnet.errors import UserError
 
 
@@ -72,7 +72,7 @@ def for_each(count: int, work: Callable[[int], None], progress: Progress | None 
 
     # By the handful: to hand over one small image takes longer than to read it.
     handfuls = [range(start, min(start + 32, count)) for start in range(0, count, 32)]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=processors()) as pool:
         for done in pool.map(work_on, handfuls):
             if progress is not None:
                 progress(done, count)

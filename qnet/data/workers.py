@@ -1,12 +1,20 @@
-"""Processes that decode pictures: room for them, and what it looks like when one is lost."""
+"""Processes that decode pictures: how many, room for them, and what a lost one looks like."""
 
 from __future__ import annotations
 
 import errno
+import os
 import signal
 from contextlib import suppress
 
 REMEDY = "use fewer, or give more memory (shared memory, in a container)"
+
+
+def processors() -> int:
+    """Those that this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def make_room() -> None:
