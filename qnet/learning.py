@@ -16,7 +16,7 @@ from qnet.quantizer import Quantizer, quantizers
 
 
 class Learning:
-    """Has the parts of `model` learn that `params` let learn, whatever an earlier phase did.
+    """Has the parts of `model` learn that `params` let learn.
 
     Args:
         model: with its quantizers; what never learns needs no gradient from now on. While

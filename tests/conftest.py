@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
 from hypothesis import settings
+from pydantic import BaseModel
 
 from qnet.data import DatasetInfo, Split
 from qnet.params import ActivationsParams, FpParams, QuantizedTrainingParams, load_params
 
 ROOT = Path(__file__).parent.parent
+Section = TypeVar("Section", bound=BaseModel)
 
 LONG = ("test_readme.py", "test_pipeline.py", "test_distributed.py", "test_benchmarks.py")
 
@@ -28,22 +31,27 @@ settings.load_profile("repeatable")
 @pytest.fixture(scope="session")
 def fp_params() -> Callable[..., FpParams]:
     """The section `fp` of the project's params.yaml, with these values changed."""
-    section = load_params(ROOT / "params.yaml").fp
-    return lambda **changes: section.model_copy(update=changes)
+    return _changed(load_params(ROOT / "params.yaml").fp)
 
 
 @pytest.fixture(scope="session")
 def weights_params() -> Callable[..., QuantizedTrainingParams]:
     """The section `weights` of the project's params.yaml, with these values changed."""
-    section = load_params(ROOT / "params.yaml").weights
-    return lambda **changes: section.model_copy(update=changes)
+    return _changed(load_params(ROOT / "params.yaml").weights)
 
 
 @pytest.fixture(scope="session")
 def activations_params() -> Callable[..., ActivationsParams]:
     """The section `activations` of the project's params.yaml, with these values changed."""
-    section = load_params(ROOT / "params.yaml").activations
-    return lambda **changes: section.model_copy(update=changes)
+    return _changed(load_params(ROOT / "params.yaml").activations)
+
+
+def _changed(section: Section) -> Callable[..., Section]:
+    def with_values(**changes: object) -> Section:
+        assert changes.keys() <= type(section).model_fields.keys()
+        return section.model_copy(update=changes)
+
+    return with_values
 
 
 @pytest.fixture

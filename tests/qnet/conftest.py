@@ -19,9 +19,11 @@ def data(tiny_info, tiny_split):
 
 
 @pytest.fixture
-def params(fp_params, weights_params):
+def params(fp_params, weights_params, activations_params):
+    sections = {"fp": fp_params, "weights": weights_params, "activations": activations_params}
+
     def section(kind, **changes):
-        make = fp_params if kind == "fp" else weights_params
+        make = sections[kind]
         changes = {"epochs": 4, "warmup_epochs": 1, "lr": 0.05, **changes}
         if kind != "fp":
             changes = {"distillation": 0.0, **changes}

@@ -85,7 +85,7 @@ def trained(
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """The network after a few steps on this process's part of the batches, and its figures."""
     params = load_params(ROOT / "params.yaml")
-    section: FpParams = params.fp if kind in ("plain", "fp") else params.weights
+    section: FpParams = params.fp if kind == "plain" else getattr(params, kind)
     part = Part(rank(), world())
     options = {"batch_size": BATCH, "device": "cpu", "part": part}
     data = TrainingData(
