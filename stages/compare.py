@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from qnet.errors import UserError
 from qnet.params import Params
 from stages.common import METRICS, Parser, run
 from stages.pairs import FULL, Pair, pairs
+from stages.stale import changed_since
 
 LISTED = 3  # parameters that a row names
 FULL_PRECISION = ("data", "augment", "model.name", "model.pretrained", "fp")
@@ -162,15 +165,18 @@ def _experiments(commits: int) -> list[dict[str, Any]]:
         if (experiment.get("executor") or {}).get("state", "success") == "success"
     ]
     revisions = [revision for found in finished for revision in found.get("revs") or []]
-    read = [_read(revision.get("data") or {}) for revision in revisions]
-    whole = [experiment for experiment in read if experiment is not None]
-    known = [experiment for experiment in whole if _is_known(experiment)]
-    if len(known) < len(whole):
-        print(
-            f"experiments of another version of this code, left out: {len(whole) - len(known)}",
-            file=sys.stderr,
-        )
-    return known
+    read = [_read(revision) for revision in revisions]
+    done_with = [experiment for experiment in read if experiment is not None]
+    known = [experiment for experiment in done_with if _is_known(experiment)]
+    whole = [experiment for experiment in known if not experiment["changed"]]
+    _tell_left_out("of another version of this code", len(done_with) - len(known))
+    _tell_left_out("that ran only some of the stages they change", len(known) - len(whole))
+    return whole
+
+
+def _tell_left_out(which: str, count: int) -> None:
+    if count:
+        print(f"experiments {which}, left out: {count}", file=sys.stderr)
 
 
 def _is_known(experiment: Mapping[str, Any]) -> bool:
@@ -182,14 +188,28 @@ def _is_known(experiment: Mapping[str, Any]) -> bool:
     return True
 
 
-def _read(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `group` needs; None if the experiment has not run all stages."""
+def _read(revision: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `group` needs, and what has `changed` since a stage read it; None if some stage
+    never ran."""
+    data = revision.get("data") or {}
     params = (data.get("params") or {}).get("params.yaml", {}).get("data")
     files = data.get("metrics") or {}
     metrics = {
         stage: files.get(str(METRICS / stage / "metrics.json"), {}).get("data") for stage in DEPENDS
     }
-    return {"params": params, "metrics": metrics} if params and all(metrics.values()) else None
+    if not params or not all(metrics.values()):
+        return None
+    lock = _lock(revision["rev"])
+    if not lock.get("stages", {}).keys() >= DEPENDS.keys():
+        return None
+    return {"params": params, "metrics": metrics, "changed": changed_since(lock, params)}
+
+
+def _lock(revision: str) -> dict[str, Any]:
+    """The content of dvc.lock at a commit, where DVC keeps it with each experiment."""
+    command = ["git", "show", f"{revision}:./dvc.lock"]
+    text = subprocess.run(command, capture_output=True, text=True).stdout
+    return dict(yaml.safe_load(text) or {})
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -39,7 +39,13 @@ def main(params: Params) -> None:
         batches, count = _folder(arguments.folder, info, params, runtime)
     else:
         name = arguments.split or "test"
-        count = prepared_like(info, ", or use --folder").counts[name]
+        prepared = prepared_like(info, ", or use --folder")
+        if name != "test" and (prepared.counts, prepared.mean) != (info.counts, info.mean):
+            print(
+                f"evaluate: {PREPARED} is split otherwise than when this network was trained: "
+                f"{name} may mix images that it was trained on and others"
+            )
+        count = prepared.counts[name]
         source = f"{PREPARED}, {name}"
         batches = evaluation_images(name, params, info, runtime)
     steps = -(-count // evaluation_batch(info))

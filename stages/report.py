@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from qnet.params import Params
 from qnet.params.file import read_yaml
 from stages.common import METRICS, Parser, read_json, reading, run
 from stages.pairs import pairs
+from stages.stale import changed_since
 
 LOCK = Path("dvc.lock")
 STAGES = ("train_fp", "train_weights", "train_activations")
@@ -33,8 +33,8 @@ def main(params: Params) -> None:
     _print_table(metrics, names)
     if changed := _changed():
         print(
-            f"params.yaml has changed since the last `dvc repro` ({some(changed)}): the figures "
-            "may be of other parameters"
+            f"changed since a stage read it: {some(changed)}; the figures may not belong together "
+            "or to params.yaml, run `dvc repro`"
         )
     if picture is not None:
         from stages.charts import draw_result  # matplotlib takes a second to import
@@ -55,38 +55,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _changed() -> list[str]:
-    """Names of what params.yaml says otherwise than dvc.lock, which the last `dvc repro` wrote."""
+    """What stages read otherwise than it is now; nothing where DVC has not run them."""
     if not LOCK.is_file():
         return []
-    now = read_yaml("params.yaml")
     with reading(LOCK):
-        before = {
-            name: value
-            for stage in read_yaml(LOCK)["stages"].values()
-            for name, value in stage.get("params", {}).get("params.yaml", {}).items()
-        }
-    return sorted(name for name, value in before.items() if _plain(value) != _plain(_at(now, name)))
-
-
-def _at(tree: Any, name: str) -> Any:
-    """The entry of a tree that has this dotted name; None if there is none."""
-    for key in name.split("."):
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
-
-
-def _plain(value: Any) -> Any:
-    """A tree in which numbers are numbers and truths truths, however they are written."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if str(value).lower() in ("true", "false"):
-        return str(value).lower()
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
+        return changed_since(read_yaml(LOCK), read_yaml("params.yaml"))
 
 
 def _print_table(metrics: dict[str, Any], names: dict[str, str]) -> None:

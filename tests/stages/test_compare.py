@@ -72,6 +72,13 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         files = {f"metrics/{k}/metrics.json": {"data": v} for k, v in found["metrics"].items()}
         return {"params": {"params.yaml": {"data": found["params"]}}, "metrics": files}
 
+    def lock(revision: str) -> dict[str, Any]:
+        stages: dict[str, Any] = {stage: {} for stage in compare.DEPENDS}
+        if revision == "partly":
+            stages["train_weights"] = {"params": {"params.yaml": {"weights.lr": 7.0}}}
+        return {"stages": stages}
+
+    monkeypatch.setattr(compare, "_lock", lock)
     runs = [
         experiment(90, 89, 86),
         experiment(90, 89, 84, activations__lr=0.1),
@@ -80,15 +87,18 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     ]
     stale = experiment(99, 99, 99)  # metrics of other parameters than those beside them
     done = {"state": "success", "name": "dvc-task"}
+
+    def revision(found: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+        return {"revs": [{"rev": "whole", "data": data(found)}], **more}
+
     content = [
         {"data": data(stale), "experiments": None},
         {
             "data": data(stale),
             "experiments": [
-                *({"revs": [{"data": data(found)}], "executor": None} for found in runs[:2]),
-                # as from a queue
-                *({"revs": [{"data": data(found)}], "executor": done} for found in runs[2:]),
-                {"revs": [{"data": data(stale)}], "executor": {"state": "running"}},
+                *(revision(found, executor=None) for found in runs[:2]),
+                *(revision(found, executor=done) for found in runs[2:]),  # as from a queue
+                revision(stale, executor={"state": "running"}),
             ],
         },
     ]
@@ -139,6 +149,15 @@ def test_experiments_of_other_versions_are_left_out_and_counted(shown, tmp_path)
     output = run("compare", tmp_path)
     assert "experiments of another version of this code, left out: 1" in output
     assert "84.00" in output
+
+
+def test_experiments_that_did_not_run_every_stage_they_change_are_left_out(shown, tmp_path):
+    shown[1]["experiments"][1]["revs"][0]["rev"] = "partly"
+    compare.subprocess.run().stdout = json.dumps(shown)
+    write_params(tmp_path)
+    output = run("compare", tmp_path)
+    assert "experiments that ran only some of the stages they change, left out: 1" in output
+    assert "84.00" not in output
 
 
 def test_rows_that_differ_are_told_apart():

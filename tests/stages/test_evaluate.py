@@ -158,6 +158,16 @@ def test_other_prepared_data_are_refused(change, word, fill, tmp_path):
         run("evaluate", tmp_path, CHECKPOINT)
 
 
+def test_a_split_that_was_drawn_otherwise_is_told(fill, tmp_path):
+    checkpoint, _ = fill()
+    note = "is split otherwise than when this network was trained: validation may mix images"
+    assert note not in run("evaluate", tmp_path, CHECKPOINT, "--split", "validation")
+    other = replace(checkpoint, dataset=replace(checkpoint.dataset, mean=(0.25,)))
+    save_checkpoint(tmp_path / CHECKPOINT, other)
+    assert note in run("evaluate", tmp_path, CHECKPOINT, "--split", "validation")
+    assert "split otherwise" not in run("evaluate", tmp_path, CHECKPOINT)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -90,9 +90,25 @@ def test_the_report_tells_of_parameters_that_have_changed(workspace):
     (workspace / "params.yaml").write_text(text.replace("nesterov: true", "nesterov: True"))
     assert "changed" not in run("report", workspace)
     write_params(workspace, weights__levels=2)
-    assert "params.yaml has changed since the last `dvc repro` (weights.levels)" in run(
-        "report", workspace
-    )
+    assert "changed since a stage read it: weights.levels; the" in run("report", workspace)
+
+
+def test_the_report_tells_of_stages_that_have_not_run_again(workspace):
+    def lock(trained: str, read: str) -> str:
+        path = "checkpoints/weights.safetensors"
+        return yaml.safe_dump(
+            {
+                "stages": {
+                    "train_weights": {"outs": [{"path": path, "md5": trained}]},
+                    "train_activations": {"deps": [{"path": path, "md5": read}]},
+                }
+            }
+        )
+
+    (workspace / "dvc.lock").write_text(lock("a", "a"))
+    assert "changed" not in run("report", workspace)
+    (workspace / "dvc.lock").write_text(lock("b", "a"))
+    assert "read it: checkpoints/weights.safetensors; the figures" in run("report", workspace)
 
 
 def test_a_name_that_is_taken_is_told_before_training(workspace):
