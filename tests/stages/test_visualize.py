@@ -127,7 +127,7 @@ def test_a_packed_checkpoint_has_no_weights_to_show(fill, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere.safetensors"], "nowhere.safetensors does not exist; run the stage that"),
+        (["nowhere.safetensors"], "nowhere.safetensors does not exist; train the network first"),
         (["params.yaml"], "params.yaml is not a whole safetensors file"),
         (["checkpoints/fp.safetensors"], "checkpoints/fp.safetensors has no quantizers; give"),
         ([WEIGHTS, "-o", "params.yaml"], "could not be written (Not a directory)"),
