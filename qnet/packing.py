@@ -54,15 +54,17 @@ def unpacked_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, 
     `model` is passed on as it is.
 
     Raises:
-        UserError: a packed weight holds something that is no level of its set.
+        UserError: a quantized weight is not packed, or holds what is no level of its set.
     """
     own = model.state_dict()
     state = {name: own[name] for name in _left_out(model)} | dict(packed)
     for name, quantizer in _weights(model):
         levels, shape = quantizer.level_set, own[name].shape
         found = packed.get(name)
-        if found is None or found.dtype != torch.uint8:
+        if found is None:
             continue
+        if found.dtype != torch.uint8:
+            raise UserError(f"{name} is {found.dtype} instead of packed levels, torch.uint8")
         if found.shape == ((shape.numel() * levels.bits + 7) // 8,):
             try:
                 state[name] = unpack(found, levels, shape.numel()).to(own[name]).view(shape)
