@@ -27,8 +27,8 @@ NOTES = ROOT / "benchmarks" / "notes.md"  # what was measured by hand, and once
 HEAD = """# Performance
 
 Written by `{command}`, but for what begins with [what was tried](#what-was-tried): those notes name
-their own commits and machines. Figures are medians of repeated runs, and ratios compare runs that
-took turns within one benchmark; another machine gives others.
+commits and machines of their own, where they were kept. Figures are medians of repeated runs, and
+ratios compare runs that took turns within one benchmark; another machine gives others.
 
 {machine}
 """

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.pipeline import ROOT, write_params
 
@@ -101,10 +102,12 @@ def test_a_second_run_does_nothing(clone):
 
 
 def test_the_python_works(clone):
+    Image.new("RGB", (40, 30), "gray").save(clone / "picture.jpg")
     for number, block in enumerate(blocks("python")):
         (clone / f"block{number}.py").write_text(block)
         shell(f"{sys.executable} block{number}.py", clone)
         (clone / f"block{number}.py").unlink()
+    (clone / "picture.jpg").unlink()
 
 
 def test_every_file_that_is_named_is_there():
