@@ -89,7 +89,8 @@ def computes_alike(model: nn.Module, other: nn.Module, channels: int, size: int)
         for module, mode_before in modes:
             module.training = mode_before
     mine, theirs = found
-    near = 1e-3 * float(mine.abs().nan_to_num(0).max())
+    # Off the processor a sum may come out in another order, and a value cross a threshold by it.
+    near = (1e-3 if device.type == "cpu" else 5e-2) * float(mine.abs().nan_to_num(0).max())
     return torch.allclose(mine, theirs, rtol=0, atol=near, equal_nan=True)
 
 
