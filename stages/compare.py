@@ -166,10 +166,10 @@ def _experiments(commits: int) -> list[dict[str, Any]]:
     ]
     revisions = [revision for found in finished for revision in found.get("revs") or []]
     read = [_read(revision) for revision in revisions]
-    done_with = [experiment for experiment in read if experiment is not None]
-    known = [experiment for experiment in done_with if _is_known(experiment)]
+    ran = [experiment for experiment in read if experiment is not None]
+    known = [experiment for experiment in ran if _is_known(experiment)]
     whole = [experiment for experiment in known if not experiment["changed"]]
-    _tell_left_out("of another version of this code", len(done_with) - len(known))
+    _tell_left_out("of another version of this code", len(ran) - len(known))
     _tell_left_out("that ran only some of the stages they change", len(known) - len(whole))
     return whole
 
