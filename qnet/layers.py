@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from torch import Tensor, nn
 
@@ -18,34 +18,52 @@ from qnet.errors import UserError
 from qnet.quantizer import Quantizer
 
 
-class QuantizedConv2d(nn.Conv2d):
-    """`nn.Conv2d` of the quantized input and the quantized weight; the bias is not quantized."""
+class QuantizedLayer(nn.Module):
+    """What `QuantizedConv2d` and `QuantizedLinear` share; the bias is not quantized.
 
+    In eval mode levels are summed and the sum is scaled, (Σ levels · levels) alpha alpha, if input
+    and weight are quantized with one alpha each: float32 holds whole numbers up to 2^24 exactly,
+    so the order of the sum, which differs between batch sizes, devices and libraries, is no matter.
+    """
+
+    weight: Tensor
+    bias: Any  # a tensor or None, which nn.Conv2d and nn.Linear declare otherwise
     input_quantizer: nn.Module
     weight_quantizer: nn.Module
     quantized_weight: Tensor | None  # where `qnet.weights` has quantized it already
 
-    def forward(self, input: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> [N, out_channels, H', W']."""
-        weight = self.quantized_weight
-        if weight is None:
-            weight = self.weight_quantizer(self.weight)
-        return self._conv_forward(self.input_quantizer(input), weight, self.bias)
-
-
-class QuantizedLinear(nn.Linear):
-    """`nn.Linear` of the quantized input and the quantized weight; the bias is not quantized."""
-
-    input_quantizer: nn.Module
-    weight_quantizer: nn.Module
-    quantized_weight: Tensor | None  # where `qnet.weights` has quantized it already
+    def _operation(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]."""
+        """What the layer that has been quantized computes, of the same shapes."""
+        inputs, weights = self.input_quantizer, self.weight_quantizer
+        if not self.training and _has_one_factor(inputs) and _has_one_factor(weights):
+            sums = self._operation(inputs.unscaled(input), weights.unscaled(self.weight), None)
+            output = sums * (inputs.alpha * weights.alpha).reshape(())
+            if self.bias is None:
+                return output
+            return output + self.bias.to(output.dtype).view(-1, *[1] * (self.weight.dim() - 2))
         weight = self.quantized_weight
-        if weight is None:
-            weight = self.weight_quantizer(self.weight)
-        return nn.functional.linear(self.input_quantizer(input), weight, self.bias)
+        return self._operation(
+            inputs(input), weights(self.weight) if weight is None else weight, self.bias
+        )
+
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
+    """`nn.Conv2d` of the quantized input and the quantized weight:
+    [N, in_channels, H, W] -> [N, out_channels, H', W']."""
+
+    def _operation(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(input, weight, bias)
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):
+    """`nn.Linear` of the quantized input and the quantized weight:
+    [..., in_features] -> [..., out_features]."""
+
+    def _operation(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(input, weight, bias)
 
 
 class QuantizedReLU(nn.ReLU):
@@ -219,10 +237,19 @@ def _unchanged(module: nn.Module, inputs: Any, output: Any) -> None:
 def quantized_weights(model: nn.Module) -> Iterator[tuple[Tensor, Quantizer]]:
     """Each quantized weight with its quantizer, in the order of `modules`."""
     for module in model.modules():
-        if isinstance(module, (QuantizedConv2d, QuantizedLinear)):
+        if isinstance(module, QuantizedLayer):
             quantizer = module.weight_quantizer
             if isinstance(quantizer, Quantizer):
                 yield module.weight, quantizer
+
+
+def _has_one_factor(quantizer: nn.Module) -> TypeGuard[Quantizer]:
+    """Whether alpha is one number, and nothing but the quantizer itself decides what it gives."""
+    return (
+        type(quantizer) is Quantizer
+        and quantizer.alpha.numel() == 1
+        and not (quantizer._forward_hooks or quantizer._forward_pre_hooks)
+    )
 
 
 def _has_weight(module: nn.Module) -> bool:
@@ -241,7 +268,7 @@ def _slots(module: nn.Module) -> tuple[str, ...]:
 def _add_slots(module: nn.Module) -> None:
     for slot in _slots(module):
         setattr(module, slot, nn.Identity())
-    if isinstance(module, (QuantizedConv2d, QuantizedLinear)):
+    if isinstance(module, QuantizedLayer):
         module.quantized_weight = None
 
 

@@ -141,6 +141,17 @@ class Quantizer(nn.Module):
         Raises:
             UserError: x is of another type.
         """
+        return self._quantized(x, self.alpha)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        """`forward` without the factor alpha: in eval mode the level of each value.
+
+        Raises:
+            UserError: see `forward`.
+        """
+        return self._quantized(x, torch.ones_like(self.alpha))
+
+    def _quantized(self, x: Tensor, alpha: Tensor) -> Tensor:
         if not x.is_floating_point():
             raise UserError(f"Quantizer: x is of {x.dtype}; convert it to a floating type first")
         soft = self.force_soft or (self.training and self.forward_mode == "soft")
@@ -151,7 +162,7 @@ class Quantizer(nn.Module):
             window = self.backward_temperature
         return Quantize.apply(
             x,
-            self.alpha,
+            alpha,
             self.beta,
             self.thresholds,
             self.stairs,

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.errors import one_line
-from qnet.layers import QuantizedConv2d, QuantizedLinear
+from qnet.layers import QuantizedLayer
 from qnet.quantizer import Quantizer
 
 
@@ -126,7 +126,7 @@ def _is_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 def _clipping(layer: nn.Module) -> Quantizer | None:
     """The quantizer of the layer's input if it makes every negative value zero."""
-    if not isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
+    if not isinstance(layer, QuantizedLayer):
         return None
     quantizer = layer.input_quantizer
     if (

@@ -14,13 +14,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from qnet.layers import QuantizedConv2d, QuantizedLinear
+from qnet.layers import QuantizedLayer
 from qnet.quantizer import Quantizer
 from qnet.steps import Quantize
 
 _SMALL = 2**18  # values of a weight; larger ones gain nothing
-
-QuantizedLayer = QuantizedConv2d | QuantizedLinear
 
 
 def alike(model: nn.Module) -> list[list[QuantizedLayer]]:
@@ -31,7 +29,7 @@ def alike(model: nn.Module) -> list[list[QuantizedLayer]]:
     """
     groups: dict[object, list[QuantizedLayer]] = defaultdict(list)
     for layer in model.modules():
-        if not isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
+        if not isinstance(layer, QuantizedLayer):
             continue
         weight, quantizer = layer.weight, layer.weight_quantizer
         if (
