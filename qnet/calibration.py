@@ -52,7 +52,8 @@ def activation_histograms(
             if not isinstance(batch, Tensor):
                 raise UserError(
                     f"activation_histograms: a batch is a {type(batch).__name__}; give tensors "
-                    "alone, such as (images for images, _ in loader)"
+                    "alone, such as (images for images, _ in loader), and wrap a network of "
+                    "several inputs in a module that takes one"
                 )
             model(batch)
             seen += len(batch)

@@ -119,9 +119,16 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             raise UserError(f"{path} is damaged: {error}; make it anew") from None
     if differences := misfit(model.state_dict(), tensors):
         raise UserError(f"{path} does not fit {architecture}: {differences}")
+    expected = model.state_dict()
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise UserError(
+                f"{path} is damaged: {name} is {tensor.dtype} instead of {expected[name].dtype}; "
+                "make it anew"
+            )
     try:
-        model.load_state_dict(_of_the_same_kind(model.state_dict(), tensors))
-    except (RuntimeError, TypeError) as error:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
         raise UserError(f"{path} is damaged: {one_line(error)}; make it anew") from None
     packed = bool(description.get("packed"))
     return Checkpoint(model.to(device).eval(), architecture, dataset, packed)
@@ -162,20 +169,6 @@ def _require_readable(
             "that computes something else than this; name what builds it as it is now, such as a "
             "function of your own (package.module:function)"
         )
-
-
-def _of_the_same_kind(
-    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
-) -> Mapping[str, Tensor]:
-    """`tensors`, if they hold fractions where `expected` do.
-
-    Raises:
-        TypeError: one does not.
-    """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() != expected[name].is_floating_point():
-            raise TypeError(f"{name} is {tensor.dtype} instead of {expected[name].dtype}")
-    return tensors
 
 
 def _describe(quantizer: Quantizer) -> dict[str, Any]:

@@ -25,18 +25,13 @@ class CompiledNetwork:
             try:
                 return self.compiled(images)
             except Exception as error:
-                warn_uncompiled("the network", error)
+                warn_slower("the network could not be compiled and is computed uncompiled", error)
                 self.works = False
         return self.network(images)
 
 
-def is_of_compiling(error: Exception) -> bool:
-    """Whether to go on uncompiled may help: `error` is no mistake, nor did memory run out."""
-    return not isinstance(error, UserError) and not is_out_of_memory(error)
-
-
-def warn_uncompiled(what: str, error: Exception) -> None:
-    """Say that `what` could not be compiled; a missing or failing compiler shows in many ways.
+def warn_slower(what: str, error: Exception) -> None:
+    """Say what is done instead, and why; a missing or failing compiler shows in many ways.
 
     To be called where `error` is caught.
 
@@ -44,11 +39,7 @@ def warn_uncompiled(what: str, error: Exception) -> None:
         UserError, MemoryError, RuntimeError: `error` itself, a mistake or memory that ran out: not
             of compiling, and trying again would hide it, or fail.
     """
-    if not is_of_compiling(error):
+    if isinstance(error, UserError) or is_out_of_memory(error):
         raise error
-    reason = str(error).strip().splitlines()
-    warnings.warn(
-        f"{what} could not be compiled and is computed uncompiled, which is slower: "
-        f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}",
-        stacklevel=3,
-    )
+    reason = str(error).strip().splitlines() or ["no reason given"]
+    warnings.warn(f"{what}, which is slower: {type(error).__name__}: {reason[0]}", stacklevel=3)

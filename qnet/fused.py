@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qnet.compiling import warn_uncompiled
+from qnet.compiling import warn_slower
 from qnet.kernels import Numbers, Plan, level, slope
 from qnet.plans import plan_of
 from qnet.staircase import Stairs, Temperature, Window
@@ -231,7 +231,7 @@ def _call(kernel: Kernel, *arguments: Numbers) -> tuple[Tensor, ...] | None:
     try:
         return kernel(*arguments)
     except Exception as error:
-        warn_uncompiled("the step function", error)
+        warn_slower("the step function could not be compiled and is computed uncompiled", error)
         _Switch.on = False
         return None
 

@@ -6,13 +6,12 @@ longer than to compute them takes the device. A graph starts all of them at once
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from qnet.compiling import is_of_compiling
+from qnet.compiling import warn_slower
 
 _BEFORE = 3  # steps that compile kernels, choose algorithms and make what the optimizer keeps
 
@@ -75,14 +74,11 @@ class GraphedStep:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step(images, labels)
         except Exception as error:  # a network of the user's own may wait for the device
-            if not is_of_compiling(error):
-                raise
+            warn_slower(
+                "the training step could not be recorded as a CUDA graph and is made as it is",
+                error,
+            )
             torch.cuda.synchronize()
             self._works = False
-            warnings.warn(
-                "the training step could not be recorded as a CUDA graph and is made as it is, "
-                f"which is slower: {type(error).__name__}: {(str(error).splitlines() or ['?'])[0]}",
-                stacklevel=3,
-            )
             return None
         return graph

@@ -76,7 +76,8 @@ class Histogram:
                 "of float32 can be clustered; check that training has not diverged"
             )
         self.min, self.max = min(self.min, low), max(self.max, high)
-        self._grow(math.frexp(max(-low, high))[1])
+        if low < 0 or high > 0:  # zeros alone fit any range
+            self._grow(math.frexp(max(-low, high))[1])
         for part in flat.split(_SLICE):
             self._add(part)
 
@@ -129,7 +130,7 @@ class Histogram:
 
     def _grow(self, exponent: int) -> None:
         """Double the range until it is [-2^exponent, 2^exponent], merging bins."""
-        if not self._counts.any():
+        if self.count == self._counts[_SIDE]:  # nothing but zeros yet
             self._exponent = max(self._exponent, exponent)
         if exponent <= self._exponent:
             return

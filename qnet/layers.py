@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from qnet.errors import UserError
@@ -22,8 +23,9 @@ class QuantizedLayer(nn.Module):
     """What `QuantizedConv2d` and `QuantizedLinear` share; the bias is not quantized.
 
     In eval mode levels are summed and the sum is scaled, (Σ levels · levels) alpha alpha, if input
-    and weight are quantized with one alpha each: float32 holds whole numbers up to 2^24 exactly,
-    so the order of the sum, which differs between batch sizes, devices and libraries, is no matter.
+    and weight are quantized with one alpha each: float32, in which bfloat16 is summed too, holds
+    whole numbers up to 2^24 exactly, so the order of the sum, which differs between batch sizes,
+    devices and libraries, is no matter. (Not in float16, where such a sum may be too large.)
     """
 
     weight: Tensor
@@ -38,7 +40,8 @@ class QuantizedLayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """What the layer that has been quantized computes, of the same shapes."""
         inputs, weights = self.input_quantizer, self.weight_quantizer
-        if not self.training and _has_one_factor(inputs) and _has_one_factor(weights):
+        exact = not self.training and _computes_in(input) != torch.float16
+        if exact and has_one_factor(inputs) and has_one_factor(weights):
             sums = self._operation(inputs.unscaled(input), weights.unscaled(self.weight), None)
             output = sums * (inputs.alpha * weights.alpha).reshape(())
             if self.bias is None:
@@ -116,8 +119,8 @@ def quantizable_layers(
     selected = _select(layers, quantize, "model.quantize") - kept
     if not selected:
         raise UserError(
-            f"model.keep: {list(keep)} and model.quantize: {list(quantize)} leave none of the "
-            f"{len(layers)} layers to quantize; keep fewer of them ({_some(layers)})"
+            f"model.keep: {list(keep)} and model.quantize: {list(quantize)} leave no nn.Conv2d or "
+            f"nn.Linear to quantize; keep fewer of the network's {len(layers)}: {_some(layers)}"
         )
     return [name for name in layers if name in selected]
 
@@ -234,21 +237,27 @@ def _unchanged(module: nn.Module, inputs: Any, output: Any) -> None:
     weights of its linear layers and not call them: these would not be quantized."""
 
 
-def quantized_weights(model: nn.Module) -> Iterator[tuple[Tensor, Quantizer]]:
-    """Each quantized weight with its quantizer, in the order of `modules`."""
-    for module in model.modules():
-        if isinstance(module, QuantizedLayer):
-            quantizer = module.weight_quantizer
-            if isinstance(quantizer, Quantizer):
-                yield module.weight, quantizer
+def quantized_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, Quantizer]]:
+    """Name, value and quantizer of each quantized weight, in the order of `modules`."""
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLayer) and isinstance(module.weight_quantizer, Quantizer):
+            yield f"{name}.weight".removeprefix("."), module.weight, module.weight_quantizer
 
 
-def _has_one_factor(quantizer: nn.Module) -> TypeGuard[Quantizer]:
+def _computes_in(input: Tensor) -> torch.dtype:
+    """The type in which a convolution or linear layer of `input` is computed."""
+    device = input.device.type
+    mixed = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if mixed else input.dtype
+
+
+def has_one_factor(quantizer: nn.Module) -> TypeGuard[Quantizer]:
     """Whether alpha is one number, and nothing but the quantizer itself decides what it gives."""
     return (
         type(quantizer) is Quantizer
         and quantizer.alpha.numel() == 1
         and not (quantizer._forward_hooks or quantizer._forward_pre_hooks)
+        and not (quantizer._backward_hooks or quantizer._backward_pre_hooks)
     )
 
 
@@ -278,7 +287,7 @@ def _select(layers: Sequence[str], patterns: Collection[str], parameter: str) ->
         raise UserError(f"{parameter}: {patterns!r} is text; give a list of names, [{patterns!r}]")
     ends = {"first": layers[0], "last": layers[-1]}
     selected: set[str] = set()
-    for pattern in patterns:
+    for pattern in map(str, patterns):  # 1 is as good a name as "1"
         if pattern in ends:
             fitting = {ends[pattern]}
         else:

@@ -32,7 +32,7 @@ class Learning:
         self.params = params
         self.batch_norms = _batch_norms(model)
         self.annealed: list[Quantizer] = []
-        self.weight_quantizers = [quantizer for _, quantizer in quantized_weights(model)]
+        self.weight_quantizers = [quantizer for *_, quantizer in quantized_weights(model)]
         if isinstance(params, QuantizedTrainingParams):
             for norm in self.batch_norms:
                 norm.requires_grad_(not params.freeze_bn_affine)
@@ -43,7 +43,7 @@ class Learning:
             self._treat_weights(params)
         self.frozen_at_first = [
             parameter
-            for weight, quantizer in quantized_weights(model)
+            for _, weight, quantizer in quantized_weights(model)
             for parameter in (weight, *quantizer.parameters())
             if parameter.requires_grad
         ]
@@ -53,7 +53,7 @@ class Learning:
     def _treat_weights(self, params: ActivationsParams) -> None:
         """Have the quantized weights learn, or not, beside the activations."""
         learn = params.weights != "frozen"
-        for weight, quantizer in quantized_weights(self.model):
+        for _, weight, quantizer in quantized_weights(self.model):
             quantizer.forward_mode = "soft" if params.weights == "soft" else "hard"
             weight.requires_grad_(learn)
             quantizer.requires_grad_(learn and params.weight_scales and params.scale_lr > 0)

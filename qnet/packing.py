@@ -12,17 +12,16 @@ tensors take as many bytes as `qnet.size.model_bytes` counts; what has two names
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qnet.errors import UserError
+from qnet.layers import quantized_weights
 from qnet.levels import LevelSet
-from qnet.quantizer import Quantizer, quantizers
-
-_SLOT = "weight_quantizer"
+from qnet.quantizer import Quantizer
 
 
 def packed_state(model: nn.Module) -> dict[str, Tensor]:
@@ -31,7 +30,7 @@ def packed_state(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         UserError: no weight is quantized, or a quantized one has two names.
     """
-    weights = dict(_weights(model))
+    weights = {name: quantizer for name, _, quantizer in quantized_weights(model)}
     if not weights:
         raise UserError("no weight is quantized: nothing to pack")
     left_out, state = _left_out(model), model.state_dict(keep_vars=True)
@@ -58,8 +57,8 @@ def unpacked_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, 
     """
     own = model.state_dict()
     state = {name: own[name] for name in _left_out(model)} | dict(packed)
-    for name, quantizer in _weights(model):
-        levels, shape = quantizer.level_set, own[name].shape
+    for name, weight, quantizer in quantized_weights(model):
+        levels, shape = quantizer.level_set, weight.shape
         found = packed.get(name)
         if found is None:
             continue
@@ -93,19 +92,13 @@ def unpack(packed: Tensor, levels: LevelSet, count: int) -> Tensor:
     return torch.from_numpy(np.array(levels.values)[places])
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
-    """Name and quantizer of each quantized weight."""
-    for name, quantizer in quantizers(model):
-        if name.endswith(_SLOT):
-            yield name.removesuffix(_SLOT) + "weight", quantizer
-
-
 def _left_out(model: nn.Module) -> set[str]:
     """Names in the state dict of `model` of what its outputs in eval mode do not depend on."""
     names = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
     for name, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, Quantizer):
             continue
-        own = ("temperature", "beta", "thresholds") if name.endswith(_SLOT) else ("temperature",)
+        of_weight = name.endswith("weight_quantizer")
+        own = ("temperature", "beta", "thresholds") if of_weight else ("temperature",)
         names |= {f"{name}.{tensor}" for tensor in own}
     return names

@@ -92,10 +92,10 @@ class _Tracer(fx.Tracer):
 
 
 def _is_needless(relu: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether nothing would change without this call: neither its readers nor, where it works in
-    place, those of its input."""
-    in_place = modules[str(relu.target)].inplace
-    alone = not in_place or all(_is_new(node, modules) for node in relu.all_input_nodes)
+    """Whether nothing would change without this call: all readers of its result make negative
+    values zero, and no one else reads its input or writes to it, as this call or a later one may.
+    """
+    alone = all(_is_new(node, modules) for node in relu.all_input_nodes)
     return alone and None not in _readers(relu, modules)
 
 

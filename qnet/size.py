@@ -33,7 +33,7 @@ def model_bytes(model: nn.Module) -> int:
     names = Counter(map(id, model.state_dict(keep_vars=True).values()))
     bits: dict[int, int] = {}  # of a quantized weight, by its id
     of_weights: set[Quantizer] = set()
-    for weight, quantizer in quantized_weights(model):
+    for _, weight, quantizer in quantized_weights(model):
         if names[id(weight)] == 1:
             bits[id(weight)] = quantizer.level_set.bits
         of_weights.add(quantizer)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from qnet.layers import QuantizedLayer
+from qnet.layers import QuantizedLayer, has_one_factor
 from qnet.quantizer import Quantizer
 from qnet.steps import Quantize
 
@@ -33,11 +33,10 @@ def alike(model: nn.Module) -> list[list[QuantizedLayer]]:
             continue
         weight, quantizer = layer.weight, layer.weight_quantizer
         if (
-            type(quantizer) is Quantizer  # a subclass may compute in a way of its own
-            and not (quantizer._forward_hooks or quantizer._forward_pre_hooks)
+            has_one_factor(quantizer)
             and quantizer.forward_mode == "hard"
             and quantizer.backward_temperature != "exact"
-            and quantizer.alpha.numel() == quantizer.beta.numel() == 1
+            and quantizer.beta.numel() == 1
             and weight.numel() <= _SMALL
         ):
             levels, thresholds = quantizer.level_set, quantizer.thresholds.tolist()

@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from stages.common import METRICS, reading
 from stages.pictures import save
@@ -30,18 +26,20 @@ def draw_result(path: Path, stages: Mapping[str, tuple[str, Mapping[str, Any]]])
         path: of the PNG.
         stages: stage → its W/A and the content of its metrics.json.
     """
-    figure, axis = plt.subplots(figsize=(8, 3.4))
+    figure = Figure(figsize=(8, 3.4))
+    axis = figure.subplots()
     start = 0
     for color, (stage, (pair, metrics)) in zip(CURVES, stages.items(), strict=True):
         top1 = metrics["test"]["top1"]
         label = f"{pair}: {top1:.2f} % on test, {metrics['bytes'] / 1000:,.0f} kB"
-        rows = _curve(METRICS / stage / "curves.csv")
-        if not rows:
+        curve = _curve(METRICS / stage / "curves.csv")
+        if not curve:
             continue
-        epochs = [start + int(row["epoch"]) for row in rows]
-        mark = "_" if len(rows) == 1 else None  # a line needs two points
-        curve = [float(row["validation_top1"]) for row in rows]
-        axis.plot(epochs, curve, marker=mark, color=color, label=label)
+        epochs = [start + epoch for epoch, _ in curve]
+        mark = "_" if len(curve) == 1 else None  # a line needs two points
+        axis.plot(
+            epochs, [validation for _, validation in curve], marker=mark, color=color, label=label
+        )
         axis.plot(start + metrics["best_epoch"], top1, "o", color=color)
         start = epochs[-1]
     axis.set_xlabel("epoch")
@@ -73,7 +71,8 @@ class Point:
 def draw_comparison(path: Path, points: Sequence[Point]) -> None:
     """Draw top-1 of each W/A, in the order given, a colour for each setting."""
     pairs = list(dict.fromkeys(point.pair for point in points))
-    figure, axis = plt.subplots(figsize=(max(8.0, 0.75 * len(pairs)), 4))
+    figure = Figure(figsize=(max(8.0, 0.75 * len(pairs)), 4))
+    axis = figure.subplots()
     settings = list(dict.fromkeys(point.setting for point in points))
     colors = (*CURVES[1:], "C1", "C2", "C4", "C5", "C6", "C7", "C8", "C9")
     for number, setting in enumerate(settings):
@@ -87,7 +86,8 @@ def draw_comparison(path: Path, points: Sequence[Point]) -> None:
         )  # fmt: skip
     axis.set_xticks(range(len(pairs)), pairs)
     if max(map(len, pairs)) > LONGEST:
-        plt.setp(axis.get_xticklabels(), rotation=30, ha="right")
+        for label in axis.get_xticklabels():
+            label.set(rotation=30, ha="right")
     axis.set_xlabel("weight bits / activation bits")
     axis.set_ylabel("test top-1 %")
     axis.margins(x=0.05, y=0.1)
@@ -101,16 +101,13 @@ def draw_comparison(path: Path, points: Sequence[Point]) -> None:
 def _plain(axis: Axes) -> None:
     axis.grid(axis="y", color=GRID)
     axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
-def _curve(path: Path) -> list[dict[str, str]]:
-    """Rows of a curves.csv; none where the stage passed its network on."""
+def _curve(path: Path) -> list[tuple[int, float]]:
+    """Epoch and validation top-1 of each row of curves.csv; none if the network was passed on."""
     if not path.exists():
         return []
     with reading(path), path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-        for row in rows:
-            int(row["epoch"]), float(row["validation_top1"])
-        return rows
+        rows = csv.DictReader(file)
+        return [(int(row["epoch"]), float(row["validation_top1"])) for row in rows]

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from qnet.distributed import rank
 from qnet.files import make_folder, write_text
 from qnet.history import History, Row
-from qnet.quantizer import Quantizer, quantizers
+from qnet.layers import quantized_weights
+from qnet.quantizer import quantizers
 from stages.common import METRICS
 
 RUNS = Path("runs")
@@ -126,8 +127,9 @@ class Log:
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 writer.add_histogram(f"weights/{name}", module.weight, epoch)
-                if isinstance(own := getattr(module, "weight_quantizer", None), Quantizer):
-                    writer.add_histogram(f"quantized_weights/{name}", own(module.weight), epoch)
+        for name, weight, quantizer in quantized_weights(self.model):
+            layer = name.removesuffix(".weight")
+            writer.add_histogram(f"quantized_weights/{layer}", quantizer(weight), epoch)
 
 
 def write_curves(stage: str, rows: Sequence[Row]) -> None:

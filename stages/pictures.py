@@ -9,11 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -60,9 +55,8 @@ def draw_panels(path: Path, layers: Mapping[str, Mapping[str, Any]], columns: in
     """Draw layers, as `draw_clusters` takes them, side by side in one picture."""
     columns = min(columns, len(layers))
     rows = -(-len(layers) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(3.6 * columns, 2.1 * rows + 0.7), squeeze=False
-    )
+    figure = Figure(figsize=(3.6 * columns, 2.1 * rows + 0.7))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (name, layer) in zip(axes.flat, layers.items(), strict=False):
         _panel(axis, name, layer)
     for axis in axes.flat[len(layers) :]:
@@ -86,7 +80,8 @@ def draw_quantizer(
         shares: of all values, 0 to 1, for each level.
     """
     clusters = Clusters.from_dict(layer["clusters"])
-    figure, (before, after) = plt.subplots(1, 2, figsize=(11, 4))
+    figure = Figure(figsize=(11, 4))
+    before, after = figure.subplots(1, 2)
     _distribution(before, layer["histogram"], clusters)
     zeros = layer["histogram"]["zeros"]
     apart = f"; not drawn: {100 * zeros:.3g} % zeros" if zeros > 0.005 else ""
@@ -109,8 +104,7 @@ def draw_quantizer(
     after.set_ylabel(f"share of {values} in %")
     after.margins(y=0.1)
     for axis in (before, after):
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
+        axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=13)
     figure.tight_layout()
     save(figure, path, dpi=110)
@@ -123,8 +117,7 @@ def _panel(axis: Axes, name: str, layer: Mapping[str, Any]) -> None:
     axis.set_title(f"{name}{zeros}", fontsize=8)
     axis.set_yticks([])
     axis.tick_params(labelsize=7)
-    for side in ("top", "left", "right"):
-        axis.spines[side].set_visible(False)
+    axis.spines[["top", "left", "right"]].set_visible(False)
 
 
 def _distribution(axis: Axes, histogram: Mapping[str, Any], clusters: Clusters) -> None:
@@ -164,8 +157,7 @@ def _distribution(axis: Axes, histogram: Mapping[str, Any], clusters: Clusters) 
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
-    """Write the figure to `path` as PNG, the same bytes each time, and close it."""
+    """Write the figure to `path` as PNG, the same bytes each time."""
     content = BytesIO()
     figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
-    plt.close(figure)
     write_bytes(path, content.getvalue())

@@ -42,7 +42,6 @@ def main(params: Params) -> None:
         # Before the training: what fails after it, DVC runs again from the start.
         draw_clusters(METRICS / "train_activations" / "pictures", clusters)
     train_stage(
-        "train_activations",
         "activations",
         params,
         checkpoint,

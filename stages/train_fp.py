@@ -43,7 +43,7 @@ def main(params: Params) -> None:
         print(f"train_fp: {note}")
     inputs = [Path(pretrained)] if is_file(pretrained) else []
     checkpoint = Checkpoint(model.to(runtime.device), params.model.name, info)
-    train_stage("train_fp", "fp", params, checkpoint, runtime, FP, inputs=inputs)
+    train_stage("fp", params, checkpoint, runtime, FP, inputs=inputs)
 
 
 if __name__ == "__main__":

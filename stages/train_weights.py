@@ -39,7 +39,6 @@ def main(params: Params) -> None:
         )
     insert_quantizers(checkpoint.model, weights=found)
     train_stage(
-        "train_weights",
         "weights",
         params,
         checkpoint,

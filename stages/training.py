@@ -33,7 +33,6 @@ READS: dict[str, dict[str, set[str]]] = {
 
 
 def train_stage(
-    stage: str,
     section: str,
     params: Params,
     checkpoint: Checkpoint,
@@ -47,8 +46,7 @@ def train_stage(
     """Train the network of `checkpoint`, score it, and write checkpoint, metrics and curves.
 
     Args:
-        stage: the stage's name, that of its folder under metrics/.
-        section: its section in params.yaml.
+        section: that of the stage train_<section> in params.yaml.
         params: all of params.yaml.
         checkpoint: the network to train, on the device of `runtime`.
         runtime: the device and its arithmetic.
@@ -57,6 +55,7 @@ def train_stage(
         teacher: the network to distil from.
         train: False to pass the network on as it is.
     """
+    stage = f"train_{section}"
     settings: TrainingParams = getattr(params, section)
     resume = resume_file(f"{stage}-{_key(params, section, checkpoint.architecture, inputs)}")
     history = History()
@@ -76,14 +75,14 @@ def train_stage(
     if not leave():
         sys.exit()  # the first process scores and writes
     write_curves(stage, history.rows)
-    _write_scores(stage, section, params, checkpoint, runtime, history)
+    _write_scores(stage, settings.select_on, params, checkpoint, runtime, history)
     save_checkpoint(out, checkpoint)
     resume.remove()
 
 
 def _write_scores(
     stage: str,
-    section: str,
+    selected_on: str,
     params: Params,
     checkpoint: Checkpoint,
     runtime: Runtime,
@@ -91,7 +90,6 @@ def _write_scores(
 ) -> None:
     """Score the final network in float32, as it is deployed; no other step looks at test images,
     unless they choose the epoch."""
-    settings: TrainingParams = getattr(params, section)
     exact = replace(runtime, mixed=False)
     test, validation = (
         evaluation_images(split, params, checkpoint.dataset, exact)
@@ -103,7 +101,7 @@ def _write_scores(
         "test": scores,
         "validation": evaluate(checkpoint.model, validation, exact),
         "best_epoch": history.best_epoch,
-        "selected_on": settings.select_on,
+        "selected_on": selected_on,
         "bytes": size,
         "compression": full_precision_bytes(checkpoint.model) / size,
     }

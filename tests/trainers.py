@@ -46,7 +46,7 @@ class Killed(BaseException):
 def soft_weights(settings, data):
     """A trainer with soft weights whose gradient follows T: all that freezing has to undo."""
     model = model_of("activations")
-    for _, quantizer in quantized_weights(model):
+    for *_, quantizer in quantized_weights(model):
         quantizer.backward_temperature = "exact"
     settings = settings.model_copy(update={"weights": "soft", "weight_scales": True})
     return Trainer(model, settings, data, CPU, phase="x", seed=0)

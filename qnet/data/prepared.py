@@ -61,6 +61,10 @@ class DatasetInfo:
             )
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
             raise ValueError(f"mean {self.mean} and std {self.std} have to be finite")
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std} has to be above zero")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes {self.classes} have to have different names")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form; `from_dict` gives back an equal `DatasetInfo`."""

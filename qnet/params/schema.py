@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from qnet.clustering import Scale, Thresholds
 from qnet.errors import UserError
 from qnet.params.errors import explain
 from qnet.params.types import (
@@ -202,8 +203,8 @@ class ClusteringParams(Section):
     """Where one kind of quantizer starts."""
 
     gamma: Tail
-    thresholds: Literal["uniform", "clustered", "centroids"]
-    scale: Literal["least_squares", "max", "paper"]
+    thresholds: Thresholds
+    scale: Scale
     shared: Switch
 
 

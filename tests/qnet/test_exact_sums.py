@@ -89,7 +89,7 @@ def test_gradients_are_those_of_training(layer_and_input):
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types(layer_and_input, dtype):
     layer, x = layer_and_input
     layer.to(dtype)
@@ -97,10 +97,27 @@ def test_other_types(layer_and_input, dtype):
     torch.testing.assert_close(layer(x.to(dtype)), expected, rtol=0.02, atol=0.01)
 
 
-def test_autocast_keeps_its_type(layer_and_input):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_keeps_its_type(layer_and_input, dtype):
     layer, x = layer_and_input
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype):
+        assert layer(x).dtype == dtype
+
+
+def test_a_sum_too_large_for_float16_is_scaled_before():
+    eight = weight_levels(8)
+    layer, x = nn.Linear(512, 1), torch.full((1, 512), 0.7)
+    nn.init.constant_(layer.weight, 0.9)
+    insert_quantizers(
+        layer,
+        weights={"": Quantizer(eight, alpha=1 / 127, beta=127.0)},
+        activations={"": Quantizer(eight, alpha=1 / 127, beta=127.0)},
+    )
+    layer.eval()
+    expected = layer(x)
+    with torch.autocast("cpu", torch.float16):
+        torch.testing.assert_close(layer(x).float(), expected, rtol=0.01, atol=0)
+    torch.testing.assert_close(layer.half()(x.half()).float(), expected, rtol=0.01, atol=0)
 
 
 def test_the_soft_function_is_scaled_likewise(layer_and_input):

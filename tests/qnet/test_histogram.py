@@ -72,6 +72,16 @@ def test_batches_in_any_order_are_as_good_as_all_at_once(
     assert_same_points(histogram_of(*batches), once)
 
 
+@pytest.mark.parametrize("scale", [1e-2, 1e-5, 1e-10])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_batch_of_zeros_makes_no_bin_wider(scale: float, order: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).random(10_000, dtype=np.float32) * np.float32(scale)
+    batches = [values, np.zeros(100, dtype=np.float32)]
+    once = histogram_of(np.concatenate(batches))
+    assert len(once.points()[0]) > 5000
+    assert_same_points(histogram_of(*(batches[i] for i in order)), once)
+
+
 def test_growing_by_many_octaves_keeps_the_counts() -> None:
     values = heavy_tailed(30_000)
     batches = [values * np.float32(2.0**exponent) for exponent in (-60, -13, -1, 0, 7, 30)]

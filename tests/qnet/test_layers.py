@@ -242,12 +242,14 @@ def test_a_pattern_that_fits_no_layer(parameter: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_number_is_a_name_too() -> None:
+    assert quantizable_layers(small_model(), keep=[0, 7], quantize=[2]) == ["2"]
+
+
 def test_nothing_left_to_quantize() -> None:
-    with pytest.raises(
-        UserError, match=r"model\.keep.*model\.quantize.*leave none of the 1 layers"
-    ):
+    with pytest.raises(UserError, match=r"model\.keep.*model\.quantize.*leave no nn\.Conv2d or"):
         quantizable_layers(nn.Linear(2, 2))
-    with pytest.raises(UserError, match="leave none of the 4 layers"):
+    with pytest.raises(UserError, match="keep fewer of the network's 4: 0, 2, 5, 7"):
         quantizable_layers(small_model(), keep=["*"])
     with pytest.raises(UserError, match=r"no nn\.Conv2d or nn\.Linear"):
         quantizable_layers(nn.Sequential(nn.ReLU()))

@@ -28,7 +28,7 @@ def names(model: nn.Module, *ends: str) -> set[str]:
 )
 def test_weights_follow_t_where_it_has_a_part(weights, backward, follows, activations_params):
     model = model_of("activations")
-    of_weights = [quantizer for _, quantizer in quantized_weights(model)]
+    of_weights = [quantizer for *_, quantizer in quantized_weights(model)]
     for quantizer in of_weights:
         quantizer.backward_temperature = backward
     learning = Learning(model, activations_params(weights=weights))

@@ -193,12 +193,27 @@ def test_a_description_that_lacks_a_field() -> None:
         DatasetInfo.from_dict(fields)
 
 
+@pytest.mark.parametrize(
+    ("field", "values", "message"),
+    [
+        ("std", [0.0], r"std \(0\.0,\) has to be above zero"),
+        ("classes", ["a", "a"], r"classes \('a', 'a'\) have to have different names"),
+    ],
+)
+def test_an_impossible_description(field: str, values: list[object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DatasetInfo.from_dict(
+            {**INFO.to_dict(), "channels": 1, "mean": [0.5], "std": [0.5]} | {field: values}
+        )
+
+
 units = st.floats(min_value=0, max_value=1, allow_subnormal=True)
+above_zero = st.floats(min_value=0, max_value=1, exclude_min=True, allow_subnormal=True)
 
 
 @given(
-    classes=st.lists(st.text(), min_size=1, max_size=4).map(tuple),
-    statistics=st.lists(st.tuples(units, units), min_size=1, max_size=3),
+    classes=st.lists(st.text(), min_size=1, max_size=4, unique=True).map(tuple),
+    statistics=st.lists(st.tuples(units, above_zero), min_size=1, max_size=3),
     flip=st.booleans(),
 )
 def test_info_survives_json_exactly(
