@@ -23,9 +23,10 @@ class QuantizedLayer(nn.Module):
     """What `QuantizedConv2d` and `QuantizedLinear` share; the bias is not quantized.
 
     In eval mode levels are summed and the sum is scaled, (Σ levels · levels) alpha alpha, if input
-    and weight are quantized with one alpha each: float32, in which bfloat16 is summed too, holds
-    whole numbers up to 2^24 exactly, so the order of the sum, which differs between batch sizes,
-    devices and libraries, is no matter. (Not in float16, where such a sum may be too large.)
+    and weight have quantizers with one alpha each and no hooks: float32, in which bfloat16 is
+    summed too, holds whole numbers up to 2^24 exactly, so the order of the sum, which differs
+    between batch sizes, devices and libraries, is no matter. (Not in float16, where such a sum may
+    be too large.)
     """
 
     weight: Tensor

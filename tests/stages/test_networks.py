@@ -124,9 +124,9 @@ def test_through_all_stages(name, grouped, pictures, tmp_path, monkeypatch):
     checkpoint = load_checkpoint(tmp_path / "checkpoints" / "activations.safetensors")
     assert checkpoint.dataset.classes == WNIDS
     model = checkpoint.model.to(memory_format=torch.channels_last)
-    assert_quantized(model, images, grouped)
     with torch.no_grad():
         assert torch.equal(model(images), logits[-1])
+    assert_quantized(model, images, grouped)  # by hooks, with which α stands inside the sums
     run("evaluate", tmp_path, "checkpoints/activations.safetensors", "--json", "found.json")
     metrics = json.loads((tmp_path / "metrics" / "train_activations" / "metrics.json").read_text())
     found = json.loads((tmp_path / "found.json").read_text())
