@@ -25,8 +25,8 @@ class QuantizedLayer(nn.Module):
     In eval mode levels are summed and the sum is scaled, (Σ levels · levels) alpha alpha, if input
     and weight have quantizers with one alpha each and no hooks: float32, in which bfloat16 is
     summed too, holds whole numbers up to 2^24 exactly, so the order of the sum, which differs
-    between batch sizes, devices and libraries, is no matter. (Not in float16, where such a sum may
-    be too large.)
+    between batch sizes, devices and libraries, does not count. (Not in float16, where such a sum
+    may be too large.)
     """
 
     weight: Tensor

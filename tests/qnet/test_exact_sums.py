@@ -13,7 +13,7 @@ from qnet.quantizer import Quantizer, soft_forward
 
 LAYERS = {
     "convolution": (lambda: nn.Conv2d(48, 8, 3, padding=1), (4, 48, 9, 9)),
-    "linear": (lambda: nn.Linear(48, 8), (4, 5, 48)),
+    "linear": (lambda: nn.Linear(1024, 8), (64, 1024)),
 }
 
 
@@ -54,7 +54,8 @@ def test_sums_are_exact(layer_and_input):
 def test_the_order_of_the_sum_is_no_matter(layer_and_input):
     layer, x = layer_and_input
     expected = layer(x)
-    order, dim = torch.randperm(48), 1 if isinstance(layer, nn.Conv2d) else -1
+    dim = 1  # of the channels, and of the features
+    order = torch.randperm(x.shape[dim])
     with torch.no_grad():
         layer.weight.copy_(layer.weight.index_select(1, order))
     assert torch.equal(layer(x.index_select(dim, order)), expected)
