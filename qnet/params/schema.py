@@ -23,6 +23,7 @@ from qnet.params.types import (
     CountOrZero,
     Device,
     Epochs,
+    Folder,
     Levels,
     Padding,
     Part,
@@ -58,7 +59,7 @@ class DataParams(Section):
     name: Literal[
         "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder", "imagenet"
     ]
-    root: Text
+    root: Folder
     size: Size
     channels: Channels
     validation: Part

@@ -6,6 +6,7 @@ Limits such as 1e9 are far beyond sense: they turn a slip of the keyboard into a
 
 from __future__ import annotations
 
+import os.path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -87,6 +88,7 @@ Compile = Annotated[
 ]
 
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", description="text on one line")]
+Folder = Annotated[Text, AfterValidator(os.path.expanduser)]
 Device = Annotated[
     str,
     Field(
@@ -102,6 +104,7 @@ Pretrained = Annotated[
         "torchvision/IMAGENET1K_V1, or a file (.safetensors, .pth, .pt or .th)",
     ),
     BeforeValidator(_null_is_none),
+    AfterValidator(os.path.expanduser),
 ]
 Patterns = Annotated[
     tuple[Text, ...], Field(description="a list of layer names, such as [first, last]")

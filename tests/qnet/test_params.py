@@ -152,6 +152,14 @@ def test_accepted(load: Load, name: str, written: object, read: object) -> None:
     assert type(section[key]) is type(read)
 
 
+@pytest.mark.parametrize("name", ["data__root", "model__pretrained"])
+def test_a_path_may_begin_at_home(load: Load, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("HOME", "/home/reader")
+    section, key = name.split("__")
+    values = getattr(load(changed(**{name: "~/fp.pth"})), section)
+    assert getattr(values, key) == "/home/reader/fp.pth"
+
+
 @pytest.mark.parametrize("none", ["none", "null", "~", ""])
 def test_null_is_none(load: Load, none: str) -> None:
     text = PARAMS.read_text("utf-8").replace("end: none", f"end: {none}")
