@@ -150,12 +150,7 @@ def ours(phase: str, setting: Setting, *, distilled: bool = False, whole: bool =
         changes["bn_images"] = 0
         if not distilled:
             changes["distillation"] = 0.0
-    model, *found = _network(phase, sites="input")
-    of_weights, of_activations = (
-        {name: Quantizer.from_clusters(clusters) for name, clusters in kind.items()}
-        for kind in found
-    )
-    insert_quantizers(model, weights=of_weights, activations=of_activations)
+    model = quantized_network(phase)
     info = DatasetInfo(
         name="random", classes=tuple("0123456789"), size=SIZE, channels=3,
         mean=textbook.MEAN, std=textbook.STD, counts={}, flip=True,
@@ -228,6 +223,16 @@ def _levels(phase: str) -> tuple[Any, Any]:
         None if weights == "32" else weight_levels(int(weights) if weights.isdigit() else weights),
         None if activations == "32" else activation_levels(int(activations)),
     )
+
+
+def quantized_network(phase: str) -> nn.Module:
+    """ResNet-20 with its quantizers, those of activations at the inputs of layers."""
+    model, *found = _network(phase, sites="input")
+    of_weights, of_activations = (
+        {name: Quantizer.from_clusters(clusters) for name, clusters in kind.items()}
+        for kind in found
+    )
+    return insert_quantizers(model, weights=of_weights, activations=of_activations)
 
 
 def _network(

@@ -6,6 +6,7 @@ from qnet.clustering import Clusters, cluster
 from qnet.data import DatasetInfo
 from qnet.errors import UserError
 from qnet.histogram import Histogram
+from qnet.int8 import to_int8
 from qnet.layers import activation_sites, insert_quantizers, quantizable_layers
 from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.quantizer import Quantizer, quantizers, soft_forward
@@ -35,5 +36,6 @@ __all__ = [
     "save_checkpoint",
     "soft_forward",
     "soft_steps",
+    "to_int8",
     "weight_levels",
 ]

@@ -44,15 +44,19 @@ class QuantizedLayer(nn.Module):
         exact = not self.training and _computes_in(input) != torch.float16
         if exact and has_one_factor(inputs) and has_one_factor(weights):
             sums = self._operation(inputs.unscaled(input), weights.unscaled(self.weight), None)
-            # Divided: ONNX Runtime would move a factor into the weights of the convolution.
-            output = sums / (1 / (inputs.alpha * weights.alpha)).reshape(())
-            if self.bias is None:
-                return output
-            return output + self.bias.to(output.dtype).view(-1, *[1] * (self.weight.dim() - 2))
+            return self._scaled(sums, inputs, weights)
         weight = self.quantized_weight
         return self._operation(
             inputs(input), weights(self.weight) if weight is None else weight, self.bias
         )
+
+    def _scaled(self, sums: Tensor, inputs: Quantizer, weights: Quantizer) -> Tensor:
+        """The output whose sums of levels these are."""
+        # Divided: ONNX Runtime would move a factor into the weights of the convolution.
+        output = sums / (1 / (inputs.alpha * weights.alpha)).reshape(())
+        if self.bias is None:
+            return output
+        return output + self.bias.to(output.dtype).view(-1, *[1] * (self.weight.dim() - 2))
 
 
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):

@@ -15,6 +15,7 @@ from qnet.data.folder import list_class_folders, load_class_folders
 from qnet.data.prepared import SPLITS
 from qnet.evaluation import evaluate_classes
 from qnet.files import make_folder
+from qnet.int8 import to_int8
 from qnet.params import Params
 from qnet.runtime import Runtime, start
 from stages.common import PREPARED, Parser, run, write_json
@@ -28,8 +29,10 @@ CONFUSIONS = 10
 def main(params: Params) -> None:
     """Score a checkpoint in float32 on images that the command line names, and print the table."""
     arguments = _arguments()
-    runtime = start(params.runtime)
+    device = {"device": "cpu"} if arguments.int8 else {}
+    runtime = start(params.runtime.model_copy(update=device))
     checkpoint = load_checkpoint(arguments.checkpoint, runtime.device)
+    model = to_int8(checkpoint.model) if arguments.int8 else checkpoint.model
     info = checkpoint.dataset
     if arguments.json is not None:
         make_folder(arguments.json.parent)  # now, not after the work
@@ -50,13 +53,16 @@ def main(params: Params) -> None:
         batches = evaluation_images(name, params, info, runtime)
     steps = -(-count // evaluation_batch(info))
     scores, actual, predicted = evaluate_classes(
-        checkpoint.model,
+        model,
         batches,
         replace(runtime, mixed=False),
         lambda batches: bar(batches, steps, "evaluate"),
     )
     confusion = confusion_matrix(actual, predicted, len(info.classes))
-    print(f"{arguments.checkpoint}: {checkpoint.architecture}, {len(info.classes)} classes")
+    integers = ", in 8-bit integers" if arguments.int8 else ""
+    print(
+        f"{arguments.checkpoint}: {checkpoint.architecture}, {len(info.classes)} classes{integers}"
+    )
     print(f"{source}: {len(actual)} images")
     _print_scores(scores)
     _print_classes(info.classes, confusion)
@@ -92,6 +98,9 @@ def _arguments() -> argparse.Namespace:
     data.add_argument("--split", choices=SPLITS, help="of data/prepared; default: test")
     data.add_argument(
         "--folder", type=Path, metavar="DIR", help="images in DIR/<class>/* instead of a split"
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="on the processor, in integers (qnet.to_int8)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all of it there")
     return parser.parse_args()

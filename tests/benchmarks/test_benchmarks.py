@@ -15,6 +15,7 @@ SMALLEST = {
     "clustering_error": "--count 2000",
     "clustering_speed": "--count 2000 --images 2 --bits 2 --sample 500 --repeats 1",
     "data_pipeline": "--images 16 --batch 8 --pictures 4 --picture-batch 2 --workers 1 --repeats 1",
+    "inference": "--phases fp 2/32 2/2 --batches 2 --repeats 1 --threads 1",
     "step_function": "--thresholds 3 --values 2000 --repeats 1",
     "throughput": "--phases fp 1/2 --batches 2 --steps 1 --repeats 1 --device cpu --no-whole",
     "training_step": "--phases fp 2/2 --batch 2 --steps 1 --repeats 1 --threads 1 --no-whole",
@@ -38,6 +39,8 @@ def run(name, monkeypatch, options):
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_it_runs_and_prints_a_table(name, monkeypatch, capsys):
+    if name == "inference":  # compiling four networks takes a minute
+        monkeypatch.setattr(torch, "compile", lambda network, **options: network)
     run(name, monkeypatch, SMALLEST[name])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(lines) > 2
@@ -45,7 +48,9 @@ def test_it_runs_and_prints_a_table(name, monkeypatch, capsys):
     assert not any("nan" in line for line in lines)
 
 
-@pytest.mark.parametrize("name", [*BENCHMARKS, "clustering_error", "throughput", "all"])
+@pytest.mark.parametrize(
+    "name", [*BENCHMARKS, "clustering_error", "inference", "throughput", "all"]
+)
 def test_it_explains_itself(name, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         run(name, monkeypatch, "--help")

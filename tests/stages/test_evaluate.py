@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from qnet import Quantizer, activation_levels, insert_quantizers, weight_levels
 from qnet.checkpoint import Checkpoint, save_checkpoint
 from qnet.data import Batches, save_prepared
 from qnet.evaluation import evaluate_classes
@@ -70,6 +71,25 @@ def test_a_split_is_scored_as_the_library_does(split, fill, tmp_path):
     right = 100 * confusion[1, 1] / confusion[1].sum()
     assert found["classes"]["b"]["top1"] == pytest.approx(right.item(), rel=1e-5)
     assert f"data/prepared, {split}: {len(splits[split])} images" in output
+
+
+def test_in_integers_it_scores_the_same(fill, tmp_path):
+    checkpoint, _ = fill()
+    insert_quantizers(
+        checkpoint.model,
+        weights={"3": Quantizer(weight_levels(2), alpha=0.1, beta=10.0)},
+        activations={"3": Quantizer(activation_levels(2), alpha=0.3, beta=3.0)},
+    )
+    save_checkpoint(tmp_path / CHECKPOINT, checkpoint)
+    expected = run("evaluate", tmp_path, CHECKPOINT).splitlines()
+    found = run("evaluate", tmp_path, CHECKPOINT, "--int8").splitlines()
+    assert found[0] == f"{expected[0]}, in 8-bit integers"
+    assert found[1:] == expected[1:]
+
+
+def test_full_precision_has_no_integers(fill, tmp_path):
+    fill()
+    assert "error: to_int8: no layer of the network has" in refused(tmp_path, CHECKPOINT, "--int8")
 
 
 def test_the_table_is_aligned(fill, tmp_path):

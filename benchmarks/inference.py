@@ -1,0 +1,89 @@
+"""How long ResNet-20 takes for images, in full precision and quantized, on a processor.
+
+Random images of CIFAR's shape, channels-last, in float32: by the network as it is loaded, compiled
+as a whole, and compiled after `qnet.to_int8`, where both weights and activations are quantized. All
+take turns. Last the time of the best way over that of full precision, compiled. Each network is
+compiled for each number of images, which takes seconds and is not counted.
+
+    python -m benchmarks.inference
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import count, figure, parse, start_runtime, table, take_turns
+from benchmarks.training_step import SIZE, phase_name, quantized_network
+from qnet import UserError, to_int8
+
+TURN = 0.1  # seconds that a turn takes at least
+KINDS = ("as it is", "compiled", "int8, compiled")
+
+
+def main() -> None:
+    """Let networks take turns, and print the table."""
+    parser = argparse.ArgumentParser(description="Milliseconds that ResNet-20 takes for images.")
+    parser.add_argument(
+        "--phases", type=phase_name, nargs="+", default=["fp", "1/1", "2/2", "4/4"], metavar="W/A",
+        help="fp, or bits of weights and of activations; default: fp 1/1 2/2 4/4",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batches", type=count, nargs="+", default=[1, 16, 128], metavar="N",
+        help="images at once; default: 1 16 128",
+    )  # fmt: skip
+    parser.add_argument("--repeats", type=count, default=7, help="turns of each (default: 7)")
+    parser.add_argument("--threads", type=count, help="default: as PyTorch chooses (all)")
+    given = parse(parser, {"phases": ["fp", "2/2"], "batches": [16], "repeats": 2})
+
+    start_runtime(given.threads or "auto")
+    networks: dict[tuple[str, str], nn.Module] = {}
+    for phase in given.phases:
+        network = quantized_network(phase).eval().to(memory_format=torch.channels_last)
+        networks[phase, KINDS[0]] = network
+        networks[phase, KINDS[1]] = torch.compile(network, dynamic=False)
+        with suppress(UserError):  # weights or activations in full precision
+            networks[phase, KINDS[2]] = torch.compile(to_int8(network), dynamic=False)
+    rows = []
+    # Each network and number of images has compiled code of its own, for one function.
+    with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=10**6):
+        for batch in given.batches:
+            images = torch.randn(batch, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+            contestants = {name: _turn(network, images) for name, network in networks.items()}
+            turns = take_turns(contestants, given.repeats, warm_up=0)
+            found = {name: 1000 * median(seconds) for name, seconds in turns.items()}
+            full = found.get(("fp", KINDS[1]), math.nan)
+            for phase in given.phases:
+                times = [found.get((phase, kind), math.nan) for kind in KINDS]
+                best = min(time for time in times if not math.isnan(time))
+                rows.append([str(batch), phase, *map(figure, times), figure(best / full, "×")])
+    print(f"{torch.get_num_threads()} threads; median of {given.repeats} turns.\n")
+    head = ["images", "W/A", *(f"{kind} ms" for kind in KINDS), "of compiled fp"]
+    print(table(head, rows, words=2))
+
+
+def _turn(network: nn.Module, images: Tensor) -> Callable[[], float]:
+    """Warms up, and then gives the seconds of one call, on average over a turn."""
+    network(images)
+    started = time.perf_counter()
+    network(images)
+    calls = max(1, math.ceil(TURN / (time.perf_counter() - started)))
+
+    def turn() -> float:
+        started = time.perf_counter()
+        for _ in range(calls):
+            network(images)
+        return (time.perf_counter() - started) / calls
+
+    return turn
+
+
+if __name__ == "__main__":
+    main()

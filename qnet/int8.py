@@ -1,0 +1,175 @@
+"""A network for inference whose quantized layers add 8-bit integers, by oneDNN on a processor.
+
+A level of up to 8 bits fits a byte, and processors multiply and add bytes several times as fast as
+float32. The sums are the same whole numbers that a quantized layer adds in eval mode, so its
+outputs are the same to the last bit. (Jacob et al., "Quantization and Training of Neural Networks
+for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 2.2, computes likewise.)
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeGuard, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from qnet.errors import UserError
+from qnet.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, has_one_factor
+from qnet.quantizer import Quantizer
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def to_int8(model: nn.Module) -> nn.Module:
+    """A copy of `model` for inference on a processor, in which quantized layers add integers.
+
+    These are layers whose input and weight are both quantized, with one alpha each and levels of
+    up to 8 bits, of one of them up to 7; the others stay as they are. It is fast where the
+    processor has VNNI, and `torch.compile` then joins what lies between the layers.
+
+    Args:
+        model: a network as `qnet.load_model` gives it, on the processor; it is not changed.
+
+    Returns:
+        The copy, in eval mode and channels-last. It can be copied and compiled, not trained, saved
+        as a checkpoint or moved to another device.
+
+    Raises:
+        UserError: there is no such layer, the network is on another device, or PyTorch was built
+            without oneDNN.
+
+    Source: Jacob et al., CVPR 2018, section 2.2.
+    """
+    if not torch.backends.mkldnn.is_available():
+        raise UserError("to_int8: this PyTorch was built without oneDNN; use the network as it is")
+    devices = {parameter.device.type for parameter in model.parameters()} - {"cpu"}
+    if devices:
+        raise UserError(f"to_int8: the network is on {devices.pop()}; load it on cpu")
+    converted = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+    layers = [module for module in converted.modules() if _fits(module)]
+    if not layers:
+        raise UserError(
+            "to_int8: no layer of the network has input and weight quantized, with one alpha each, "
+            "to levels of 8 and 7 bits or fewer; train one with activations.bits and "
+            "activations.sites=input, or use the network as it is"
+        )
+    for layer in layers:
+        _convert(layer)
+    return converted
+
+
+def _convert(layer: QuantizedLayer) -> None:
+    """Change the class of a layer of a copy, as `qnet.layers.insert_quantizers` does."""
+    assert isinstance(layer.weight_quantizer, Quantizer)
+    levels = layer.weight_quantizer.integers(layer.weight)
+    del layer.weight
+    layer.register_buffer("weight", levels)
+    converted = _INT8[type(layer)]
+    layer.__class__ = converted
+    assert isinstance(layer, converted)
+    layer.pack()
+
+
+class _Int8Layer(QuantizedLayer):
+    """What `_Int8Conv2d` and `_Int8Linear` share. Its weight is levels, int8."""
+
+    input_quantizer: Quantizer
+    weight_quantizer: Quantizer
+
+    def pack(self) -> None:
+        """Prepare what each call needs."""
+        outputs = len(self.weight)
+        self.zero = int(self.input_quantizer.level_set.offset)  # the place of level 0
+        self.ones, self.zeros = torch.ones(outputs), torch.zeros(outputs, dtype=torch.int32)
+        self.packed = self._packed()
+
+    def _packed(self) -> Tensor:
+        """The weight as oneDNN lays it out: opaque, so neither copied nor saved."""
+        raise NotImplementedError
+
+    def _sums(self, places: Tensor) -> Tensor:
+        """Σ (places - zero) · weight: uint8 -> float32."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What the quantized layer computes, of the same shapes."""
+        places = (self.input_quantizer.unscaled(input) + self.zero).to(torch.uint8)
+        sums = self._sums(places)
+        return self._scaled(sums, self.input_quantizer, self.weight_quantizer).to(input.dtype)
+
+    def train(self: Module, mode: bool = True) -> Module:
+        """As every module, but there is only eval mode.
+
+        Raises:
+            UserError: mode is True.
+        """
+        if mode:
+            raise UserError("to_int8: its network cannot be trained; train the one it came from")
+        return nn.Module.train(self, mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "packed"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.pack()
+
+
+class _Int8Conv2d(_Int8Layer, QuantizedConv2d):
+    def _geometry(self) -> tuple[Any, ...]:
+        return self.stride, self.padding, self.dilation, self.groups
+
+    def _packed(self) -> Tensor:
+        return torch.ops.onednn.qconv_prepack(
+            self.weight, self.ones, 1.0, self.zero, *self._geometry()
+        )
+
+    def _sums(self, places: Tensor) -> Tensor:
+        return torch.ops.onednn.qconv2d_pointwise(
+            places, 1.0, self.zero, self.packed, self.ones, self.zeros, None, *self._geometry(),
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+
+
+class _Int8Linear(_Int8Layer, QuantizedLinear):
+    def _packed(self) -> Tensor:
+        return torch.ops.onednn.qlinear_prepack(self.weight, None)
+
+    def _sums(self, places: Tensor) -> Tensor:
+        return _linear_sums(places, self.zero, self.packed, self.ones, self.zeros)
+
+
+@torch.library.custom_op("qnet::int8_linear", mutates_args=())
+def _linear_sums(places: Tensor, zero: int, packed: Tensor, ones: Tensor, zeros: Tensor) -> Tensor:
+    """An operator of our own, for `torch.compile` takes oneDNN's only with a constant weight."""
+    return torch.ops.onednn.qlinear_pointwise(
+        places, 1.0, zero, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+@_linear_sums.register_fake
+def _(places: Tensor, zero: int, packed: Tensor, ones: Tensor, zeros: Tensor) -> Tensor:
+    return places.new_empty((*places.shape[:-1], len(ones)), dtype=torch.float32)
+
+
+_INT8: dict[type[nn.Module], type[_Int8Layer]] = {
+    QuantizedConv2d: _Int8Conv2d,
+    QuantizedLinear: _Int8Linear,
+}
+
+
+def _fits(layer: nn.Module) -> TypeGuard[QuantizedLayer]:
+    """Whether its levels can be added as bytes, exactly."""
+    if type(layer) not in _INT8 or not isinstance(layer, QuantizedLayer):
+        return False
+    inputs, weights = layer.input_quantizer, layer.weight_quantizer
+    if not (has_one_factor(inputs) and has_one_factor(weights)):
+        return False
+    if isinstance(layer, nn.Conv2d) and (
+        layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+    ):
+        return False
+    span, size = sum(inputs.level_set.steps), weights.level_set.max_abs
+    # Without VNNI a processor adds two products in 16 bits.
+    return span < 2**8 and size < 2**7 and 2 * span * size < 2**15
