@@ -2,8 +2,7 @@
 
 A level of up to 8 bits fits a byte, and processors multiply and add bytes several times as fast as
 float32. The sums are the same whole numbers that a quantized layer adds in eval mode, so its
-outputs are the same to the last bit. (Jacob et al., "Quantization and Training of Neural Networks
-for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 2.2, computes likewise.)
+outputs are the same to the last bit.
 """
 
 from __future__ import annotations
@@ -25,21 +24,22 @@ def to_int8(model: nn.Module) -> nn.Module:
     """A copy of `model` for inference on a processor, in which quantized layers add integers.
 
     These are layers whose input and weight are both quantized, with one alpha each and levels of
-    up to 8 bits, of one of them up to 7; the others stay as they are. It is fast where the
-    processor has VNNI, and `torch.compile` then joins what lies between the layers.
+    up to 8 bits, of one of them up to 7; the others stay as they are. Made for processors with
+    VNNI; `torch.compile` then joins what lies between the layers.
 
     Args:
         model: a network as `qnet.load_model` gives it, on the processor; it is not changed.
 
     Returns:
-        The copy, in eval mode and channels-last. It can be copied and compiled, not trained, saved
-        as a checkpoint or moved to another device.
+        The copy, in eval mode and channels-last. It takes batches, [N, ...]. It can be copied and
+        compiled, not trained, saved as a checkpoint or moved to another device.
 
     Raises:
         UserError: there is no such layer, the network is on another device, or PyTorch was built
             without oneDNN.
 
-    Source: Jacob et al., CVPR 2018, section 2.2.
+    Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference", CVPR 2018, section 2.2, sums levels likewise.
     """
     if not torch.backends.mkldnn.is_available():
         raise UserError("to_int8: this PyTorch was built without oneDNN; use the network as it is")
