@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qnet import Quantizer, UserError, activation_levels, to_int8, weight_levels
+from qnet import (
+    Checkpoint,
+    Quantizer,
+    UserError,
+    activation_levels,
+    load_model,
+    save_checkpoint,
+    to_int8,
+    weight_levels,
+)
 from qnet.layers import (
     QuantizedConv2d,
     QuantizedLinear,
@@ -18,6 +27,7 @@ from qnet.layers import (
     quantizable_layers,
 )
 from qnet.models import build_model
+from tests import tiny
 
 LAYERS = {
     "convolution": (lambda: nn.Conv2d(48, 8, 3, padding=1), (4, 48, 9, 9)),
@@ -131,6 +141,21 @@ def test_a_network_gives_the_same_bits(name):
     with torch.inference_mode():
         expected = model.to(memory_format=torch.channels_last)(images)
         assert torch.equal(converted(images), expected)
+
+
+def test_from_a_packed_file(tmp_path, tiny_info):
+    model = tiny.network(len(tiny_info.classes), tiny_info.channels, tiny_info.size).eval()
+    insert_quantizers(
+        model,
+        weights={"3": Quantizer(weight_levels(2), alpha=0.1, beta=10.0)},
+        activations={"3": Quantizer(activation_levels(2), alpha=0.3, beta=3.0)},
+    )
+    file = tmp_path / "packed.safetensors"
+    save_checkpoint(file, Checkpoint(model, "tests.tiny:network", tiny_info), packed=True)
+    images = torch.randn(4, tiny_info.channels, tiny_info.size, tiny_info.size)
+    with torch.inference_mode():
+        found = to_int8(load_model(file))(images)
+        assert torch.equal(found, model.to(memory_format=torch.channels_last)(images))
 
 
 def test_it_compiles_into_one_graph():
