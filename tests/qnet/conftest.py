@@ -1,6 +1,7 @@
-"""The data and the parameters with which tests train a tiny network."""
+"""What tests of the library share: data and parameters of a tiny network, a fresh compiler."""
 
 import pytest
+import torch
 
 from qnet.data import Augment, Batches
 from qnet.training import TrainingData
@@ -41,3 +42,11 @@ def two_phases(activations_params):
         return activations_params(distillation=0.0, **changes)
 
     return section
+
+
+@pytest.fixture
+def fresh_compiler():
+    """As at the start: `torch.compile` keeps few versions of a function, those of all tests."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

@@ -158,8 +158,8 @@ def test_from_a_packed_file(tmp_path, tiny_info):
         assert torch.equal(found, model.to(memory_format=torch.channels_last)(images))
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_it_compiles_into_one_graph():
-    torch.compiler.reset()
     convolution = quantized(nn.Conv2d(8, 8, 3, padding=1))
     linear = quantized(nn.Linear(8, 5), 2, 2)
     model = nn.Sequential(

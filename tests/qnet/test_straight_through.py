@@ -51,6 +51,7 @@ def test_gradient_is_that_of_a_line_between_the_outermost_levels(levels, compile
     assert not wrong.any()
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("window", [4.0, "exact", "straight_through"])
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_a_network_compiled_whole_has_the_same_gradients(window, mode):
