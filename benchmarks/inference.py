@@ -62,7 +62,7 @@ def main() -> None:
             full = found.get(("fp", KINDS[1]), math.nan)
             for phase in given.phases:
                 times = [found.get((phase, kind), math.nan) for kind in KINDS]
-                best = min(time for time in times if not math.isnan(time))
+                best = min(value for value in times if not math.isnan(value))
                 rows.append([str(batch), phase, *map(figure, times), figure(best / full, "×")])
     print(f"{torch.get_num_threads()} threads; median of {given.repeats} turns.\n")
     head = ["images", "W/A", *(f"{kind} ms" for kind in KINDS), "of compiled fp"]

@@ -119,13 +119,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             raise UserError(f"{path} is damaged: {error}; make it anew") from None
     if differences := misfit(model.state_dict(), tensors):
         raise UserError(f"{path} does not fit {architecture}: {differences}")
-    expected = model.state_dict()
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() != expected[name].is_floating_point():
-            raise UserError(
-                f"{path} is damaged: {name} is {tensor.dtype} instead of {expected[name].dtype}; "
-                "make it anew"
-            )
+    if difference := _other_type(model.state_dict(), tensors):
+        raise UserError(f"{path} is damaged: {difference}; make it anew")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -161,6 +156,11 @@ def _require_readable(
         raise UserError(
             f"{path} could not be read again: {architecture} makes another network than this: "
             f"{differences}; give the network itself, not compiled, averaged or else wrapped"
+        )
+    if difference := _other_type(again.state_dict(), model.state_dict()):
+        raise UserError(
+            f"{path} could not be read again: {difference}; give the network as it was trained, "
+            "not what to_int8 made of it"
         )
     again.load_state_dict(model.state_dict(), assign=True)
     if not computes_alike(model, again, checkpoint.dataset.channels, checkpoint.dataset.size):
@@ -232,3 +232,11 @@ def misfit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str
         if name in tensors and tensors[name].shape != tensor.shape
     ]
     return some(differences)
+
+
+def _other_type(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """The first of `tensors` that is whole numbers and not floating, or the reverse; "" if none."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            return f"{name} is {tensor.dtype} instead of {expected[name].dtype}"
+    return ""

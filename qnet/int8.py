@@ -1,8 +1,8 @@
 """A network for inference whose quantized layers add 8-bit integers, by oneDNN on a processor.
 
-A level of up to 8 bits fits a byte, and processors multiply and add bytes several times as fast as
-float32. The sums are the same whole numbers that a quantized layer adds in eval mode, so its
-outputs are the same to the last bit.
+A level of up to 8 bits fits a byte, and processors multiply and add bytes faster than float32. The
+sums are the same whole numbers that a quantized layer adds in eval mode, so its outputs are the
+same to the last bit.
 """
 
 from __future__ import annotations

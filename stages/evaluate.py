@@ -27,10 +27,10 @@ CONFUSIONS = 10
 
 
 def main(params: Params) -> None:
-    """Score a checkpoint in float32 on images that the command line names, and print the table."""
+    """Score a checkpoint, without bfloat16, on the images that are asked for; print a table."""
     arguments = _arguments()
-    device = {"device": "cpu"} if arguments.int8 else {}
-    runtime = start(params.runtime.model_copy(update=device))
+    changes = {"device": "cpu"} if arguments.int8 else {}
+    runtime = start(params.runtime.model_copy(update=changes))
     checkpoint = load_checkpoint(arguments.checkpoint, runtime.device)
     model = to_int8(checkpoint.model) if arguments.int8 else checkpoint.model
     info = checkpoint.dataset

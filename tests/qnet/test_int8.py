@@ -227,6 +227,20 @@ def test_it_is_not_trained(layer_and_input):
         converted.train()
 
 
+def test_it_is_not_saved(tmp_path, tiny_info):
+    model = tiny.network(len(tiny_info.classes), tiny_info.channels, tiny_info.size).eval()
+    insert_quantizers(
+        model,
+        weights={"3": Quantizer(weight_levels(2))},
+        activations={"3": Quantizer(activation_levels(2))},
+    )
+    converted = Checkpoint(to_int8(model), "tests.tiny:network", tiny_info)
+    with pytest.raises(
+        UserError, match=r"3\.weight is torch\.int8 instead of .*, not what to_int8"
+    ):
+        save_checkpoint(tmp_path / "int8.safetensors", converted)
+
+
 def test_where_there_is_no_onednn(layer_and_input, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(UserError, match="built without oneDNN; use the network as it is"):
