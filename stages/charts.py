@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stages.common import METRICS, reading
+from stages.pairs import FULL
 from stages.pictures import save
 
 CURVES = ("#444444", "#2f6f9f", "#d1495b")
 GRID = "#e6e6e6"
+FULL_PRECISION = f"{FULL}/{FULL}"
+LINES = ("--", ":", "-.")
+GAP = 0.6  # between kinds of networks, in widths of one
 LONGEST = 8  # characters of a W/A that stand beside others; [-4, -1, 0, 1, 4]/2 has more
 
 
@@ -69,33 +74,67 @@ class Point:
 
 
 def draw_comparison(path: Path, points: Sequence[Point]) -> None:
-    """Draw top-1 of each W/A, in the order given, a colour for each setting."""
-    pairs = list(dict.fromkeys(point.pair for point in points))
-    figure = Figure(figsize=(max(8.0, 0.75 * len(pairs)), 4))
+    """Draw top-1 of each W/A, in the order given, a colour for each setting.
+
+    Full precision is a line; the others stand apart by what is quantized, with their figures if
+    there is one for each W/A.
+    """
+    others = [point for point in points if point.pair != FULL_PRECISION]
+    places = _places([point.pair for point in others])
+    figure = Figure(figsize=(max(8.0, 0.85 * len(places)), 4))
     axis = figure.subplots()
-    settings = list(dict.fromkeys(point.setting for point in points))
+    lines = cycle(LINES)
+    for point in points:
+        if point.pair != FULL_PRECISION:
+            continue
+        name = f"full precision {point.top1:.2f} {point.setting}".rstrip()
+        axis.axhline(point.top1, color=CURVES[0], linestyle=next(lines), linewidth=1, label=name)
+    settings = list(dict.fromkeys(point.setting for point in others))
     colors = (*CURVES[1:], "C1", "C2", "C4", "C5", "C6", "C7", "C8", "C9")
     for number, setting in enumerate(settings):
-        mine = [point for point in points if point.setting == setting]
+        mine = [point for point in others if point.setting == setting]
         axis.errorbar(
-            [pairs.index(point.pair) for point in mine],
+            [places[point.pair] for point in mine],
             [point.top1 for point in mine],
             yerr=[point.spread or 0.0 for point in mine],
             fmt="o", color=colors[number % len(colors)], capsize=3,
-            label=setting or "alone of its W/A",
+            label=(setting or "alone of its W/A") if len(settings) > 1 else None,
         )  # fmt: skip
-    axis.set_xticks(range(len(pairs)), pairs)
-    if max(map(len, pairs)) > LONGEST:
-        for label in axis.get_xticklabels():
-            label.set(rotation=30, ha="right")
+    if len(others) == len(places):
+        for point in others:
+            axis.annotate(
+                f"{point.top1:.2f}", (places[point.pair], point.top1 - (point.spread or 0.0)),
+                (0, -8), textcoords="offset points", ha="center", va="top", fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            )  # fmt: skip
+    axis.set_xticks(list(places.values()), list(places))
+    if max(map(len, places), default=0) > LONGEST:
+        for tick in axis.get_xticklabels():
+            tick.set(rotation=30, ha="right")
     axis.set_xlabel("weight bits / activation bits")
     axis.set_ylabel("test top-1 %")
-    axis.margins(x=0.05, y=0.1)
-    if len(settings) > 1:
+    axis.margins(x=0.05, y=0.12)
+    if axis.get_legend_handles_labels()[1]:
         axis.legend(frameon=False, loc="best", fontsize=9)
     _plain(axis)
     figure.tight_layout()
     save(figure, path, dpi=110)
+
+
+def _places(names: Sequence[str]) -> dict[str, float]:
+    """Where each W/A stands: by what is quantized (weights, activations, both), with gaps."""
+    full = str(FULL)
+    kinds: dict[tuple[bool, bool], list[str]] = {}
+    for name in dict.fromkeys(names):
+        weights, activations = name.rsplit("/", 1)
+        kinds.setdefault((weights == full, activations == full), []).append(name)
+    places, place = {}, 0.0
+    for kind in sorted(kinds, key=lambda kind: (not kind[1], not kind[0])):
+        for name in kinds[kind]:
+            places[name] = place
+            place += 1
+        place += GAP
+    return places
 
 
 def _plain(axis: Axes) -> None:

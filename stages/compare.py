@@ -84,7 +84,7 @@ def main(params: Params) -> None:
 
         points = [
             Point(found.pair.name, found.top1, found.spread, setting)
-            for found, setting in reversed(list(zip(groups, settings, strict=True)))
+            for found, setting in zip(groups, settings, strict=True)
         ]
         draw_comparison(arguments.picture, points)
 

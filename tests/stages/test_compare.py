@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stages import compare
+from stages import charts, compare
 from stages.compare import group
 from tests.pipeline import ROOT, run, write_params
 
@@ -118,6 +118,12 @@ def test_the_table_names_what_differs_and_a_picture_is_drawn(shown, tmp_path):
     assert rows[4][-1] == "*"
     assert lines[-1] == "* the test set chose the epochs: too high"
     assert (tmp_path / "bits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_parts_networks_by_what_is_quantized():
+    places = charts._places(["4/32", "32/2", "4/4", "1/32", "4/4", "1/2"])
+    assert list(places) == ["4/32", "1/32", "32/2", "4/4", "1/2"]
+    assert list(places.values()) == pytest.approx([0, 1, 2.6, 4.2, 5.2])
 
 
 def test_without_an_experiment_it_says_what_to_do(shown, tmp_path):
