@@ -26,9 +26,10 @@ OUT = ROOT / "docs" / "performance.md"
 NOTES = ROOT / "benchmarks" / "notes.md"  # what was measured by hand, and once
 HEAD = """# Performance
 
-Written by `{command}`, but for what begins with [what was tried](#what-was-tried): those notes name
-commits and machines of their own, where they were kept. Figures are medians of repeated runs, and
-ratios compare runs that took turns within one benchmark; another machine gives others.
+First the tables that `{command}` writes, on this machine; then, from
+[against what was aimed at](#against-what-was-aimed-at) on, what several machines gave, kept by hand
+in `benchmarks/notes.md`. Figures are medians of repeated runs, and ratios compare runs
+that took turns within one benchmark; another machine gives others.
 
 {machine}
 """

@@ -3,12 +3,12 @@
 A step is loading and augmenting a batch, forward, backward, clipping, optimizer, of ResNet-20 on
 random images of CIFAR's shape. The baseline is `benchmarks/textbook.py`: as the published code has
 it, in float32, with activations quantized after all 19 ReLUs. This project trains in its own loop
-over images in memory, with the optimizer and the arithmetic of params.yaml; quantizers are as they
-come (hard, gradient at temperature 4) and stand at the inputs of 18 layers. It does not distil
-unless said otherwise: the baseline does not. Compiled are the quantizers, or where said the whole
-step. All take turns in one process that flushes denormal numbers to zero. Memory is what a process
-grows by at most during two steps, beyond libraries, compiling and data, workers left out. W/A
-are the bits of weights and of activations; fp is full precision.
+over images in memory, with the optimizer and the arithmetic of params.yaml (bfloat16 where it is
+faster); quantizers have their default settings (hard, gradient at temperature 4) and stand at the
+inputs of 18 layers. It does not distil unless said otherwise: the baseline does not. Compiled are
+the quantizers, or where said the whole step. All take turns in one process that flushes denormal
+numbers to zero. Memory is the largest growth of the process during two steps, without libraries,
+compiling, data and workers. W/A are the bits of weights and of activations; fp is full precision.
 
     python -m benchmarks.training_step
 """
