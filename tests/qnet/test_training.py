@@ -171,6 +171,17 @@ def test_relus_before_quantized_activations_are_left_out_only_while_training(par
         assert torch.equal(model(images), deployed(images))
 
 
+def test_mixed_is_bfloat16_in_the_network_and_float32_in_the_loss(params, data):
+    mixed = Runtime(torch.device("cpu"), mixed=True)
+    run = trainer("activations", params("activations"), data, mixed)
+    seen = []
+    run.model[3].register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+    run.scores.add = lambda logits, labels, loss: seen.extend([logits.dtype, loss.dtype])
+    run.learning.begin(0)
+    run._step(*next(iter(run.data.train.ordered())))
+    assert seen == [torch.bfloat16, torch.float32, torch.float32]
+
+
 def test_soft_and_hard_accuracy_stand_side_by_side(params, data):
     row = trainer("weights", params("weights"), data).fit().rows[-1]
     assert {"validation_top1", "validation_soft_top1", "temperature"} <= row.keys()

@@ -73,6 +73,16 @@ def test_a_split_is_scored_as_the_library_does(split, fill, tmp_path):
     assert f"data/prepared, {split}: {len(splits[split])} images" in output
 
 
+def test_it_scores_in_float32_whatever_it_trained_in(fill, tmp_path):
+    fill()
+    found = []
+    for precision in ("float32", "bfloat16"):
+        write_params(tmp_path, runtime__precision=precision)
+        run("evaluate", tmp_path, CHECKPOINT, "--split", "test", "--json", "scores.json")
+        found.append(json.loads((tmp_path / "scores.json").read_text()))
+    assert found[0] == found[1]
+
+
 def test_in_integers_it_scores_the_same(fill, tmp_path):
     checkpoint, _ = fill()
     insert_quantizers(

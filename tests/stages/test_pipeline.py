@@ -106,6 +106,16 @@ def test_a_line_and_a_state_for_every_so_many_epochs(workspace, finished):
     assert results(workspace, "train_fp") == results(finished, "train_fp")
 
 
+def test_trained_in_bfloat16_a_network_is_scored_in_float32(workspace):
+    write_params(workspace, runtime__precision="bfloat16")
+    run("train_fp", workspace)
+    metrics = json.loads((workspace / "metrics" / "train_fp" / "metrics.json").read_text())
+    write_params(workspace)
+    run("evaluate", workspace, "checkpoints/fp.safetensors", "--json", "scores.json")
+    scores = json.loads((workspace / "scores.json").read_text())
+    assert metrics["test"]["loss"] == pytest.approx(scores["loss"], rel=1e-5)
+
+
 def test_a_run_killed_before_and_after_weights_thaw_ends_with_the_same_bytes(workspace):
     changes = {"epochs": 6, "frozen_epochs": 2, "weights": "soft"}
     write_params(workspace, **{f"activations__{name}": value for name, value in changes.items()})

@@ -1,0 +1,50 @@
+"""The optimizer does what the parameters say: clipping, rates, momentum and decay."""
+
+import pytest
+import torch
+
+from qnet.optimizer import build_optimizer, set_learning_rate
+from tests.trainers import model_of, trainer
+
+SCALES = ("alpha", "beta")
+
+
+def test_a_step_follows_the_clipped_gradient_and_scales_have_their_share_of_the_rate(params, data):
+    clip, rate, share = 0.01, 0.5, 0.25
+    settings = params(
+        "weights", clip_norm=clip, scale_lr=share, momentum=0.0, nesterov=False, weight_decay=0.0
+    )
+    run = trainer("weights", settings, data)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    run.learning.begin(0)
+    set_learning_rate(run.optimizer, rate)
+    run._step(*next(iter(run.data.train.ordered())))
+    squares = 0.0
+    for name, parameter in run.model.named_parameters():
+        gradient = (before[name] - parameter.detach()) / rate
+        gradient = gradient / share if name.endswith(SCALES) else gradient
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=2e-5)
+        squares += gradient.square().sum().item()
+    assert squares**0.5 == pytest.approx(clip, rel=1e-3)
+
+
+def test_adam_takes_momentum_and_decay_from_the_parameters(params):
+    settings = params("weights", optimizer="adam", momentum=0.7, weight_decay=0.03, scale_lr=0.5)
+    optimizer = build_optimizer(model_of("weights"), settings)
+    found = [(g["weight_decay"], g["lr_factor"], g["betas"]) for g in optimizer.param_groups]
+    matrices, vectors, scales = (0.03, 1.0), (0.0, 1.0), (0.0, 0.5)
+    assert found == [(*group, (0.7, 0.999)) for group in (matrices, vectors, scales)]
+
+
+def test_the_rate_changes_with_every_batch(params, data):
+    run = trainer("fp", params("fp", epochs=2, warmup_epochs=1), data)
+    rates = []
+    step = run._step
+
+    def recorded(images, labels):
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        step(images, labels)
+
+    run._step = recorded
+    run.fit()
+    assert len(set(rates)) == len(rates) == 2 * len(data.train)
