@@ -6,6 +6,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config
 
 from qnet.errors import UserError
 from qnet.memory import is_out_of_memory
@@ -23,7 +24,9 @@ class CompiledNetwork:
         """Logits [N, classes] of images [N, C, H, W]."""
         if self.works:
             try:
-                return self.compiled(images)
+                # Backward too is compiled in this call, for an error in a later one is not caught.
+                with config.patch(force_non_lazy_backward_lowering=True):
+                    return self.compiled(images)
             except Exception as error:
                 warn_slower("the network could not be compiled and is computed uncompiled", error)
                 self.works = False
@@ -41,5 +44,6 @@ def warn_slower(what: str, error: Exception) -> None:
     """
     if isinstance(error, UserError) or is_out_of_memory(error):
         raise error
-    reason = str(error).strip().splitlines() or ["no reason given"]
-    warnings.warn(f"{what}, which is slower: {type(error).__name__}: {reason[0]}", stacklevel=3)
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    warnings.warn(f"{what}, which is slower: {type(error).__name__}: {reason}", stacklevel=3)

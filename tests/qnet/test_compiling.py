@@ -1,9 +1,11 @@
 """A compiled network falls back where compiling fails, and hides nothing else that goes wrong."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 
 from qnet.compiling import CompiledNetwork
 from qnet.errors import UserError
@@ -44,6 +46,18 @@ def test_what_cannot_be_compiled_is_computed_uncompiled_and_told_once(failing):
         warnings.simplefilter("error")
         assert torch.equal(found, compiled(IMAGES))
     assert calls.calls == 1
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_backward_pass_that_cannot_be_compiled_is_told_in_the_forward_pass(monkeypatch):
+    def fail(graph, inputs):
+        raise RuntimeError("g++ was killed")
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=fail)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    compiled = CompiledNetwork(network(3, 1, 8))
+    with pytest.warns(UserWarning, match=r"g\+\+ was killed"):
+        compiled(IMAGES).sum().backward()
 
 
 @pytest.mark.parametrize(
