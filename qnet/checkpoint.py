@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from qnet.data import DatasetInfo
-from qnet.errors import UserError, one_line, some
-from qnet.files import write_bytes
+from qnet.errors import UserError, one_line
+from qnet.files import check_readable, write_bytes
 from qnet.layers import insert_quantizers
 from qnet.levels import LevelSet
 from qnet.models import build_model, computes_alike
 from qnet.packing import packed_state, unpacked_state
 from qnet.quantizer import Quantizer, quantizers
 from qnet.runtime import device_named
+from qnet.states import misfit, other_type
 
 FORMAT = 1
 KEY = "qnet"
@@ -88,6 +89,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     Raises:
         UserError: the file is missing, truncated, foreign, of another format, or does not fit the
             architecture that it names; or the device is not there.
+        OSError: the file cannot be read.
     """
     path = Path(path)
     device = device_named(device)
@@ -95,6 +97,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         raise UserError(f"{path} does not exist; train the network first, or mend the path")
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file in it")
+    check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -105,7 +108,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     try:
         dataset = DatasetInfo.from_dict(description["dataset"])
         architecture = description["architecture"]
-        model = _build(architecture, dataset, description["quantizers"])
+        model = _build(architecture, dataset)
+        _quantize(model, description["quantizers"])
     except UserError as error:
         raise UserError(f"{path} cannot be built: {error}") from error
     except (ArithmeticError, LookupError, AttributeError, RuntimeError, TypeError, ValueError) as e:
@@ -119,7 +123,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             raise UserError(f"{path} is damaged: {error}; make it anew") from None
     if differences := misfit(model.state_dict(), tensors):
         raise UserError(f"{path} does not fit {architecture}: {differences}")
-    if difference := _other_type(model.state_dict(), tensors):
+    if difference := other_type(model.state_dict(), tensors):
         raise UserError(f"{path} is damaged: {difference}; make it anew")
     try:
         model.load_state_dict(tensors)
@@ -147,17 +151,20 @@ def _require_readable(
 ) -> None:
     """Raise an error if what is loaded would not be this network."""
     model, architecture = checkpoint.model, checkpoint.architecture
+    itself = "give the network itself, not compiled, averaged or else wrapped"
     try:
         with torch.random.fork_rng(devices=[]):  # a new network draws weights
-            again = _build(architecture, checkpoint.dataset, described)
+            again = _build(architecture, checkpoint.dataset)
+        _quantize(again, described)
     except UserError as error:
-        raise UserError(f"{path} could not be read again: {error}") from error
+        remedy = f"; {itself}" if described else ""
+        raise UserError(f"{path} could not be read again: {error}{remedy}") from error
     if differences := misfit(again.state_dict(), model.state_dict()):
         raise UserError(
             f"{path} could not be read again: {architecture} makes another network than this: "
-            f"{differences}; give the network itself, not compiled, averaged or else wrapped"
+            f"{differences}; {itself}"
         )
-    if difference := _other_type(again.state_dict(), model.state_dict()):
+    if difference := other_type(again.state_dict(), model.state_dict()):
         raise UserError(
             f"{path} could not be read again: {difference}; give the network as it was trained, "
             "not what to_int8 made of it"
@@ -183,17 +190,18 @@ def _describe(quantizer: Quantizer) -> dict[str, Any]:
     }
 
 
-def _build(
-    architecture: str, dataset: DatasetInfo, described: Mapping[str, Mapping[str, Any]]
-) -> nn.Module:
-    """The network, with quantizers as they were `described` where they were; values are yet to be
-    loaded."""
-    model = build_model(
+def _build(architecture: str, dataset: DatasetInfo) -> nn.Module:
+    """A network of this kind, without quantizers; its values are yet to be loaded."""
+    return build_model(
         architecture,
         classes=len(dataset.classes),
         channels=dataset.channels,
         size=dataset.size,
     )
+
+
+def _quantize(model: nn.Module, described: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put in quantizers as they were `described` where they were; values are yet to be loaded."""
     found: dict[str, dict[str, Quantizer]] = {"weights": {}, "activations": {}}
     for place, description in described.items():
         layer, _, attribute = place.rpartition(".")
@@ -206,7 +214,7 @@ def _build(
             temperature=description["temperature"],
             backward_temperature=description["backward_temperature"],
         )
-    return insert_quantizers(model, **found)
+    insert_quantizers(model, **found)
 
 
 def _description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -218,25 +226,8 @@ def _description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} has a damaged description; make it anew") from None
     if version != FORMAT:
-        raise UserError(f"{path} has format {version}, and this qnet reads format {FORMAT}")
+        raise UserError(
+            f"{path} has format {version}, and this qnet reads format {FORMAT}; make it anew, or "
+            "use the version of qnet that wrote it"
+        )
     return dict(description)
-
-
-def misfit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    """Up to three names or shapes in which `tensors` differ from `expected`; "" if they fit."""
-    differences = [f"{name} is missing" for name in expected if name not in tensors]
-    differences += [f"{name} is unknown" for name in tensors if name not in expected]
-    differences += [
-        f"{name} is {list(tensors[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    return some(differences)
-
-
-def _other_type(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    """The first of `tensors` that is whole numbers and not floating, or the reverse; "" if none."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() != expected[name].is_floating_point():
-            return f"{name} is {tensor.dtype} instead of {expected[name].dtype}"
-    return ""

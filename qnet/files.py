@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write beside the target, then rename."""
+"""Files that are either whole or absent (written beside the target, then renamed), or readable."""
 
 from __future__ import annotations
 
@@ -62,6 +62,12 @@ def make_folder(path: Path) -> None:
         raise UserError(
             f"{path} could not be made ({reason}); free its name, or mend the rights, and run again"
         )
+
+
+def check_readable(path: Path) -> None:
+    """Raise the system's own OSError where `path` cannot be read: safetensors calls it missing."""
+    with path.open("rb"):
+        pass
 
 
 def write_text(path: str | Path, text: str) -> None:

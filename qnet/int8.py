@@ -2,7 +2,7 @@
 
 A level of up to 8 bits fits a byte, and processors multiply and add bytes faster than float32. The
 sums are the same whole numbers that a quantized layer adds in eval mode, so its outputs are the
-same to the last bit.
+same to the last bit, in float32; other types round sums before they are scaled.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ def to_int8(model: nn.Module) -> nn.Module:
     """A copy of `model` for inference on a processor, in which quantized layers add integers.
 
     These are layers whose input and weight are both quantized, with one alpha each and levels of
-    up to 8 bits, of one of them up to 7; the others stay as they are. Made for processors with
-    VNNI; `torch.compile` then joins what lies between the layers.
+    up to 8 bits, of one of them up to 7, whose sums cannot exceed 2^24, which float32 holds; the
+    others stay as they are. Made for processors with VNNI; `torch.compile` then joins what lies
+    between the layers.
 
     Args:
         model: a network as `qnet.load_model` gives it, on the processor; it is not changed.
@@ -172,4 +173,7 @@ def _fits(layer: nn.Module) -> TypeGuard[QuantizedLayer]:
         return False
     span, size = sum(inputs.level_set.steps), weights.level_set.max_abs
     # Without VNNI a processor adds two products in 16 bits.
-    return span < 2**8 and size < 2**7 and 2 * span * size < 2**15
+    if not (span < 2**8 and size < 2**7 and 2 * span * size < 2**15):
+        return False
+    largest = weights.integers(layer.weight).flatten(1).int().abs().sum(1).max()
+    return span * int(largest) <= 2**24

@@ -220,7 +220,8 @@ class Quantizer(nn.Module):
             errors.append(f"{prefix}thresholds {given.tolist()}: {_INCREASING}")
             return
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.stairs = self._stairs()
+        if not self.thresholds.is_meta:
+            self.stairs = self._stairs()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from qnet.files import write_bytes
+from qnet.files import check_readable, write_bytes
 
 State = dict[str, Tensor]
 
@@ -56,6 +56,7 @@ class ResumeFile:
         """What was saved last, or None where there is nothing (or nothing readable)."""
         if not self.path.exists():
             return None
+        check_readable(self.path)
         groups: dict[str, State] = {}
         try:
             with safe_open(self.path, framework="pt") as file:

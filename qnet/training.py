@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from qnet.batch_norm import measure_batch_norm, synchronise_batch_norm
-from qnet.checkpoint import misfit
 from qnet.compiling import CompiledNetwork
 from qnet.data import BatchSource
 from qnet.distributed import backward, rank, share_state, total, world
@@ -20,7 +19,7 @@ from qnet.errors import UserError
 from qnet.evaluation import Scores, evaluate
 from qnet.graphs import GraphedStep
 from qnet.history import History, Row, is_due
-from qnet.inference import folded
+from qnet.layers import QuantizedLayer
 from qnet.learning import Learning, check_batch_norm
 from qnet.loss import distils, training_loss
 from qnet.memory import is_out_of_memory
@@ -31,7 +30,9 @@ from qnet.relus import skip_relus
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
 from qnet.runtime import Runtime, seed_for
 from qnet.schedules import learning_rate, temperature_at
-from qnet.weights import QuantizedLayer, alike, quantized_together
+from qnet.states import misfit
+from qnet.teacher import teaching
+from qnet.weights import alike, quantized_together
 
 _SMALLEST_SCALE = 0.01
 """alpha and beta stay above this share of where the phase started. A layer before batch norm does
@@ -108,7 +109,7 @@ class Trainer:
         self.graph = GraphedStep(self._step) if runtime.graphs else None
         self.teacher: Callable[[Tensor], Tensor] | None = None
         if distils(params) and teacher is not None:
-            taught_by = folded(teacher)
+            taught_by = teaching(teacher, mixed=runtime.mixed)
             self.teacher = CompiledNetwork(taught_by) if self.whole else taught_by
 
     def _check(self, teacher: nn.Module | None) -> None:
@@ -207,7 +208,8 @@ class Trainer:
         row |= {f"train_{name}": value for name, value in self.scores.read().items()}
         self._require_finite("the loss", row["train_loss"], epoch)
         # A hard quantizer makes a level of whatever it is given: the loss alone does not tell.
-        largest = torch.stack([p.detach().abs().amax() for p in self.model.parameters()]).amax()
+        parameters = [p.detach() for p in self.model.parameters() if p.numel() > 0]
+        largest = torch.stack([parameter.abs().amax() for parameter in parameters]).amax()
         self._require_finite("the largest weight", largest.item(), epoch)
         row |= self._score()
         self._require_finite("the loss on validation", row["validation_loss"], epoch)

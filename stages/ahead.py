@@ -7,6 +7,7 @@ from torch import nn
 
 from qnet.calibration import check_called
 from qnet.data import DatasetInfo
+from qnet.errors import UserError
 from qnet.layers import activation_sites, quantizable_layers
 from qnet.learning import check_batch_norm
 from qnet.params import Params
@@ -17,10 +18,16 @@ def check_ahead(params: Params, model: nn.Module, info: DatasetInfo) -> None:
     """Check what the layers and the number of images have to do with what is set for later stages.
 
     Raises:
-        UserError: `model.keep` or `model.quantize` fits no layer or leaves none, there is nothing
-            at `activations.sites`, or it is never called; or a batch is larger than the training
-            set, or one image for batch norm.
+        UserError: the network is not in float32; `model.keep` or `model.quantize` fits no layer or
+            leaves none; there is nothing at `activations.sites`, or it is never called; or a batch
+            is larger than the training set, or one image for batch norm.
     """
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if types:
+        raise UserError(
+            f"model.name: {params.model.name!r} returned a network in {types.pop()}; return it in "
+            "torch.float32: runtime.precision says in what it is computed"
+        )
     keep, quantize = params.model.keep, params.model.quantize
     if params.weights.levels != "full":
         quantizable_layers(model, keep, quantize)

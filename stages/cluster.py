@@ -24,6 +24,7 @@ from stages.common import (
     run,
     write_json,
 )
+from stages.data import prepared_like
 from stages.pictures import draw_clusters
 
 BITS = range(1, 9)  # all of them, so that a sweep over activations.bits clusters once
@@ -33,6 +34,7 @@ def main(params: Params) -> None:
     """Cluster the weights at `weights.levels`, and the activations at every number of bits."""
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(FP, runtime.device)
+    prepared_like(checkpoint.dataset)
     content = {
         "weights": weight_clusters(params, checkpoint),
         "activations": activation_clusters(params, checkpoint, runtime, BITS),

@@ -55,10 +55,15 @@ def run(stage: Callable[[Params], None], about: str | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def on_one_line(text: object) -> str:
+    """`text` with its line breaks, which names of files may have, as they are written in Python."""
+    return str(text).replace("\r", "\\r").replace("\n", "\\n")
 
 
 @contextmanager
@@ -135,6 +140,8 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} does not exist; run the stage that writes it, with `dvc repro`"
         ) from None
+    except UserError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from error
     except (AttributeError, KeyError, OSError, TypeError, ValueError):
         raise UserError(f"{path} is damaged; delete it and run `dvc repro`") from None
 

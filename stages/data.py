@@ -83,7 +83,10 @@ def sample_images(params: Params, info: DatasetInfo, runtime: Runtime) -> BatchS
     return _open("train", params, info, runtime, sample_batch(info), chosen=chosen)
 
 
-def prepared_like(info: DatasetInfo, otherwise: str = "") -> DatasetInfo:
+ANEW = ", or train it anew with `dvc repro`"
+
+
+def prepared_like(info: DatasetInfo, otherwise: str = ANEW) -> DatasetInfo:
     """What is prepared, if it is of the kind that a network of `info` takes.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from qnet.data import load_source, prepare, prepare_imagenet, save_manifest, save_prepared
 from qnet.params import Params
-from stages.common import PREPARED, run
+from stages.common import PREPARED, on_one_line, run
 from stages.logs import counter
 
 
@@ -30,7 +30,7 @@ def main(params: Params) -> None:
         notes = raw.notes
         save_prepared(PREPARED, info, splits)
     for note in notes:
-        print(f"prepare: {note}")
+        print(f"prepare: {on_one_line(note)}")
     counts = ", ".join(f"{count} {name}" for name, count in info.counts.items())
     print(f"prepare: {info.name}, {len(info.classes)} classes, {counts} images")
 

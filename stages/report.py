@@ -65,12 +65,13 @@ def _changed() -> list[str]:
 def _print_table(metrics: dict[str, Any], names: dict[str, str]) -> None:
     titles = ("full precision", "weights quantized", "activations quantized")
     full = metrics["train_fp"]["test"]["top1"]
-    print(f"{'':22} {'W/A':>7} {'top-1 %':>8} {'loss':>6} {'bytes':>11} {'compression':>11}")
+    width = max(7, *map(len, names.values()))
+    print(f"{'':22} {'W/A':>{width}} {'top-1 %':>8} {'loss':>6} {'bytes':>11} {'compression':>11}")
     for stage, title in zip(STAGES, titles, strict=True):
-        found = metrics[stage]
+        found, name = metrics[stage], names[stage]
         top1 = found["test"]["top1"]
         print(
-            f"{title:22} {names[stage]:>7} {top1:8.2f} {full - top1:6.2f} {found['bytes']:11,} "
+            f"{title:22} {name:>{width}} {top1:8.2f} {full - top1:6.2f} {found['bytes']:11,} "
             f"{found['compression']:10.1f}×"
         )
 

@@ -22,6 +22,7 @@ from qnet.params import Params
 from qnet.runtime import Runtime, start
 from stages.clustering import activation_clusters
 from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, read_json, reading
+from stages.data import prepared_like
 from stages.launch import run
 from stages.pictures import draw_clusters
 from stages.quantizers import quantizer_from
@@ -32,6 +33,7 @@ def main(params: Params) -> None:
     """Quantize the activations at `activations.bits` and train; `full` passes the network on."""
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(WEIGHTS, runtime.device)
+    prepared_like(checkpoint.dataset)
     clusters = _clusters(params, checkpoint, runtime)
     found = {
         site: quantizer_from(entry["clusters"], params.activations)
@@ -60,8 +62,9 @@ def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[
         return {}
     if params.activations.thresholds_from == "weights":
         return _of(bits, activation_clusters(params, checkpoint, runtime, [bits]))
+    clusters = read_json(ACTIVATION_CLUSTERS)
     with reading(ACTIVATION_CLUSTERS):
-        found = _of(bits, read_json(ACTIVATION_CLUSTERS))
+        found = _of(bits, clusters)
         for entry in found.values():
             Clusters.from_dict(entry["clusters"])
     sites = activation_sites(

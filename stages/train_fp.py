@@ -28,11 +28,12 @@ def main(params: Params) -> None:
     """Train the network that `model` names as `fp` says, from random or pretrained weights."""
     runtime = start(params.runtime)
     info = load_info(PREPARED)
-    if info.name != params.data.name:
-        raise UserError(
-            f"data.name is {params.data.name}, and {PREPARED} holds {info.name}; run "
-            "`dvc repro prepare`"
-        )
+    for name in ("name", "size", "channels"):
+        wanted, there = getattr(params.data, name), getattr(info, name)
+        if wanted not in ("auto", there):
+            raise UserError(
+                f"data.{name} is {wanted}, and {PREPARED} holds {there}; run `dvc repro prepare`"
+            )
     torch.manual_seed(seed_for(params.seed, "weights"))
     model = build_model(
         params.model.name, classes=len(info.classes), channels=info.channels, size=info.size

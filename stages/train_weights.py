@@ -15,6 +15,7 @@ from qnet.levels import weight_levels
 from qnet.params import Params
 from qnet.runtime import start
 from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, read_json, reading
+from stages.data import prepared_like
 from stages.launch import run
 from stages.quantizers import quantizer_from
 from stages.training import train_stage
@@ -24,6 +25,7 @@ def main(params: Params) -> None:
     """Quantize the weights at `weights.levels` and train; `full` passes the network on."""
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(FP, runtime.device)
+    prepared_like(checkpoint.dataset)
     clusters = read_json(WEIGHT_CLUSTERS)
     levels = weight_levels(params.weights.levels)
     with reading(WEIGHT_CLUSTERS):
@@ -37,7 +39,8 @@ def main(params: Params) -> None:
             f"weights.levels is {params.weights.levels}, and {WEIGHT_CLUSTERS} was made for "
             "others; run `dvc repro cluster`"
         )
-    insert_quantizers(checkpoint.model, weights=found)
+    with reading(WEIGHT_CLUSTERS):
+        insert_quantizers(checkpoint.model, weights=found)
     train_stage(
         "weights",
         params,

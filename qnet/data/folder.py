@@ -26,6 +26,7 @@ from qnet.data.raw import Progress, Raw, class_names, unlisted
 from qnet.errors import UserError, one_line, some
 
 _LAYOUT = "train/<class>/ and test/<class>/ with images in them"
+SIZES = range(4, 4097)  # what data.size may be
 _GRAY = ("1", "L", "LA", "La")  # and I, I;16, ...: 16 bits
 
 T = TypeVar("T")
@@ -64,6 +65,11 @@ def load_image_folder(
     if size is None:
         common = Counter(head.sides for head in heads[: len(train.paths)])
         size = min(common.most_common(1)[0][0])
+        if size not in SIZES:
+            raise UserError(
+                f"data.size is auto, and most images in {train_folder} have {size} pixels to a "
+                f"side; set it, from {SIZES[0]} to {SIZES[-1]}"
+            )
     if channels is None:
         channels = 1 if all(head.gray for head in heads[: len(train.paths)]) else 3
     notes += _notes(heads, size, [*train.passed, *test.passed])

@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qnet.checkpoint import misfit
 from qnet.errors import UserError, one_line
+from qnet.files import check_readable
 from qnet.models.resnet import STAGES
+from qnet.states import misfit
 
 State = dict[str, Tensor]
 
@@ -139,6 +140,9 @@ def _from_file(path: Path) -> State:
         raise UserError(
             f"model.pretrained: {path} does not exist; give a file that does, torchvision or none"
         )
+    if path.is_dir():
+        raise UserError(f"model.pretrained: {path} is a folder; give a file in it")
+    check_readable(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

@@ -106,6 +106,13 @@ def test_what_could_not_be_read_again_is_not_written(
     assert not (tmp_path / "a.safetensors").exists()
 
 
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+def test_a_wrapped_network_is_not_written(wrap, checkpoint, tmp_path):
+    wrapped = replace(checkpoint, model=wrap(checkpoint.model))
+    with pytest.raises(UserError, match="; give the network itself, not compiled, averaged or els"):
+        save_checkpoint(tmp_path / "wrapped.safetensors", wrapped)
+
+
 @pytest.mark.parametrize(
     ("place", "module"),
     [("8", nn.SiLU()), ("9", nn.AdaptiveAvgPool2d((4, 1))), ("4", nn.BatchNorm2d(8, eps=0.1))],

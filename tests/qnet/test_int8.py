@@ -83,6 +83,15 @@ def test_the_largest_sum_that_float32_holds():
     torch.testing.assert_close(found, torch.full((1, 2), 255 * 63 * 1024 * 0.17 * 0.013))
 
 
+def test_a_layer_whose_sums_could_be_larger_stays_as_it_is():
+    layer = quantized(nn.Linear(1056, 2, bias=False), 7, 8)
+    small = to_int8(nn.Sequential(quantized(nn.Linear(1056, 2)), layer))
+    nn.init.ones_(layer.weight)
+    large = to_int8(nn.Sequential(quantized(nn.Linear(1056, 2)), layer))
+    assert type(small[1]) is not QuantizedLinear
+    assert type(large[1]) is QuantizedLinear
+
+
 def test_the_network_it_was_made_from_is_left_alone(layer_and_input):
     layer, x = layer_and_input
     kind, before, expected = type(layer), copy.deepcopy(layer.state_dict()), layer(x)

@@ -145,7 +145,7 @@ def test_a_missing_file(name, tmp_path):
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_folder(suffix, tmp_path):
     (tmp_path / f"folder{suffix}").mkdir()
-    refuse(tiny(0), tmp_path / f"folder{suffix}", "is not a whole")
+    refuse(tiny(0), tmp_path / f"folder{suffix}", "is a folder")
 
 
 def test_another_kind_of_file(tmp_path):

@@ -104,6 +104,12 @@ def test_a_weight_that_is_not_finite_is_found_behind_hard_quantizers(params, dat
         run.fit()
 
 
+def test_a_parameter_without_elements_is_no_matter(params, data):
+    run = trainer("fp", params("fp"), data)
+    run.model.register_parameter("empty", torch.nn.Parameter(torch.zeros(0)))
+    assert len(run.fit().rows) == params("fp").epochs
+
+
 class Recomputed(torch.nn.Sequential):
     """Computes its activations again in the backward pass."""
 

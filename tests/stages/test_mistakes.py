@@ -1,5 +1,7 @@
 """A mistake, a file that is missing or damaged, a machine that fails: one line each."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -45,6 +47,8 @@ def test_a_mistake_is_one_line_and_status_2(changes, message, workspace):
             "train_fp",
             "data.name is cifar10, and data/prepared holds dig",
         ),
+        ({"data__size": 32}, "train_fp", "data.size is 32, and data/prepared holds 8; run `dvc"),
+        ({"data__channels": 3}, "train_fp", "data.channels is 3, and data/prepared holds 1; run"),
         ({"weights__levels": 2}, "train_weights", "weights.levels is 2, and checkpoints/weight_cl"),
         ({"weights__levels": "full"}, "train_weights", "run `dvc repro cluster`"),
         ({"activations__sites": "relu"}, "train_activations", "activations.sites is relu, "),
@@ -55,6 +59,38 @@ def test_files_made_for_other_parameters_are_refused(changes, stage, words, work
     write_params(workspace, **changes)
     output = run(stage, workspace, status=2).strip()
     assert words in output
+    assert "\n" not in output
+
+
+@pytest.mark.parametrize("stage", ["cluster", "train_weights", "train_activations"])
+def test_images_of_another_kind_than_the_network_takes_are_refused(stage, workspace):
+    write_params(workspace, data__channels=3)
+    run("prepare", workspace)
+    output = run(stage, workspace, status=2).strip()
+    assert output.endswith(
+        "they differ in channels; set data to what it was trained on and run `dvc repro prepare`, "
+        "or train it anew with `dvc repro`"
+    )
+    assert "\n" not in output
+
+
+def test_clusters_of_another_network_are_named(workspace):
+    path = workspace / "checkpoints" / "weight_clusters.json"
+    clusters = json.loads(path.read_text())
+    path.write_text(json.dumps({"elsewhere": clusters["3"]}))
+    output = run("train_weights", workspace, status=2).strip()
+    assert output.startswith("error: checkpoints/weight_clusters.json is damaged (weights: 'elsew")
+    assert output.endswith("; delete it and run `dvc repro`")
+
+
+def test_a_name_with_a_line_break_stays_on_one_line(tmp_path):
+    for half in ("train", "test"):
+        for name in "ab":
+            (tmp_path / half / name).mkdir(parents=True)
+            (tmp_path / half / name / "bad\nname.png").write_text("x")
+    write_params(tmp_path, data__name="image_folder", data__root=str(tmp_path))
+    output = run("prepare", tmp_path, status=2).strip()
+    assert "bad\\nname.png: not an image" in output
     assert "\n" not in output
 
 
@@ -109,6 +145,27 @@ def test_the_report_tells_of_stages_that_have_not_run_again(workspace):
     assert "changed" not in run("report", workspace)
     (workspace / "dvc.lock").write_text(lock("b", "a"))
     assert "read it: checkpoints/weights.safetensors; the figures" in run("report", workspace)
+
+
+def test_a_network_of_another_type_is_refused(workspace, monkeypatch):
+    (workspace / "double.py").write_text(
+        "import tests.tiny\n\n\ndef network(**kinds):\n"
+        "    return tests.tiny.network(**kinds).double()\n"
+    )
+    monkeypatch.syspath_prepend(workspace)
+    write_params(workspace, model__name="double:network")
+    output = run("train_fp", workspace, status=2).strip()
+    assert output == (
+        "error: model.name: 'double:network' returned a network in torch.float64; return it in "
+        "torch.float32: runtime.precision says in what it is computed"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_is_not_called_damaged(workspace):
+    (workspace / "checkpoints" / "fp.safetensors").chmod(0)
+    output = run("cluster", workspace, status=2).strip()
+    assert output.startswith("error: checkpoints/fp.safetensors: Permission denied; mend")
 
 
 def test_a_name_that_is_taken_is_told_before_training(workspace):

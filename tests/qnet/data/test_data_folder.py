@@ -119,6 +119,15 @@ def test_an_oblong_most_common_size_gives_its_shorter_side(tree: Path) -> None:
     assert load(tree).train.images.shape[2:] == (6, 6)
 
 
+def test_a_most_common_size_that_is_too_small_is_refused(tree: Path) -> None:
+    for path in tree.rglob("*.png"):
+        write(path, size=(2, 2))
+    with pytest.raises(
+        UserError, match=r"data\.size is auto, and .* 2 pixels to a side; set it, f"
+    ):
+        load(tree)
+
+
 def test_gray_only_if_every_training_image_is(tree: Path) -> None:
     for path in tree.rglob("*.png"):
         write(path, mode="L")

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import prune
 
-from qnet.inference import folded
 from qnet.models import build_model
+from qnet.teacher import folded, teaching
 
 
 def settled(name: str) -> nn.Module:
@@ -95,3 +95,20 @@ def test_a_pruned_network_stays_as_it_is():
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     prune.l1_unstructured(network[0], "weight", amount=0.3)
     assert folded(network) is network
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "simplenet"])
+def test_converted_once_it_computes_the_same_as_converted_in_every_call(name):
+    network = settled(name)
+    images = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    ready = teaching(network, mixed=True)
+    weights = [m.weight for m in ready.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert {weight.dtype for weight in weights} == {torch.bfloat16}
+    assert all(
+        weight.is_contiguous(memory_format=torch.channels_last)
+        for weight in weights
+        if weight.dim() == 4
+    )
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ready(images), folded(network)(images))
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
