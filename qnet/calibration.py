@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qnet.errors import UserError, some
 from qnet.histogram import Histogram
+from qnet.modes import modes_kept
 
 
 @torch.no_grad()
@@ -80,15 +81,12 @@ def check_called(model: nn.Module, sites: Sequence[str], images: Tensor) -> None
         )
         for site in sites
     ]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        model(images)
+        with modes_kept(model):
+            model.eval()(images)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     _refuse(model, [site for site in sites if site in unused])
 
 

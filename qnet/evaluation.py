@@ -14,7 +14,7 @@ from qnet.distributed import total
 from qnet.errors import UserError
 from qnet.runtime import Runtime
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
+BatchProgress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 class Scores:
@@ -70,7 +70,7 @@ def evaluate_classes(
     model: nn.Module,
     batches: BatchSource,
     runtime: Runtime,
-    progress: Progress = lambda batches: batches,
+    progress: BatchProgress = lambda batches: batches,
 ) -> tuple[dict[str, float], Tensor, Tensor]:
     """What `evaluate` gives, and what `model` takes each image for.
 

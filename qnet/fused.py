@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qnet.compiling import warn_slower
-from qnet.kernels import Numbers, Plan, level, slope
+from qnet.kernels import Numbers, Plan, level, slope_over_t
 from qnet.plans import plan_of
 from qnet.staircase import Stairs, Temperature, Window
 
@@ -115,23 +115,23 @@ def applies(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
 
 
 def _planned(
-    stairs: Stairs, window: Window | None, device: torch.device
+    stairs: Stairs, temperature: Window | None, device: torch.device
 ) -> tuple[Plan, Numbers] | None:
     """The plan, and its numbers in a tensor [n] on the device, kept but for a T that may change.
 
     So one set of exponentials serves a staircase and a window of the same temperature.
     """
     if torch.compiler.is_compiling():
-        return plan_of(stairs, window)
-    key = Tensor if isinstance(window, Tensor) else window, device
+        return plan_of(stairs, temperature)
+    key = Tensor if isinstance(temperature, Tensor) else temperature, device
     if key not in stairs.kept:
-        planned = plan_of(stairs, window)
+        planned = plan_of(stairs, temperature)
         stairs.kept[key] = planned and (planned[0], _tensor(planned[1], device))
     kept: tuple[Plan, Tensor] | None = stairs.kept[key]
-    if kept is None or not isinstance(window, Tensor):
+    if kept is None or not isinstance(temperature, Tensor):
         return kept
     plan, numbers = kept
-    return plan, torch.cat([_filled(window, device), numbers[1:]])
+    return plan, torch.cat([_filled(temperature, device), numbers[1:]])
 
 
 def _tensor(numbers: Sequence[Tensor | float], device: torch.device) -> Tensor:
@@ -187,7 +187,7 @@ def _gradients(
     assert window_plan is not None
     u = x * beta
     climbed = level(u, steps, soft, plan, numbers) - offset
-    grad_u = grad_y * (alpha * window[0]) * slope(u, steps, offset, window_plan, window)
+    grad_u = grad_y * (alpha * window[0]) * slope_over_t(u, steps, offset, window_plan, window)
     if rectified:
         grad_u = torch.where(x > 0, grad_u, 0.0)
     return grad_u * beta, grad_y * climbed, grad_u * x

@@ -161,8 +161,11 @@ def level(u: Tensor, steps: Sequence[int], soft: bool, plan: Plan, numbers: Numb
     return total
 
 
-def slope(u: Tensor, steps: Sequence[int], offset: float, plan: Plan, numbers: Numbers) -> Tensor:
-    """Σ s_i σ_i (1 - σ_i) at u, or the slope of the line between the outermost levels."""
+def slope_over_t(
+    u: Tensor, steps: Sequence[int], offset: float, plan: Plan, numbers: Numbers
+) -> Tensor:
+    """Σ s_i σ_i (1 - σ_i) at u, without its factor T; or the slope of the line between the
+    outermost levels."""
     if plan.how == "line":
         return torch.where((u >= -offset) & (u <= sum(steps) - offset), 1.0, 0.0)
     if plan.how in ("even", "near"):

@@ -24,7 +24,9 @@ class Learning:
         params: the section of params.yaml that the phase follows.
 
     Attributes:
-        annealed: the quantizers in whose training T has a part, so that it follows the schedule.
+        annealed: the quantizers whose T follows the schedule, all but those of weights in whose
+            training beside activations T has no part; `validation_soft_top1` is with these soft.
+        norms_learn: whether batch norm uses the statistics of the batches while training.
     """
 
     def __init__(self, model: nn.Module, params: TrainingParams) -> None:

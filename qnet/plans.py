@@ -24,17 +24,17 @@ Planned = tuple[Plan, list[Tensor | float]]
 """A way, and the numbers it needs: T, and thresholds or what replaces them."""
 
 
-def plan_of(stairs: Stairs, window: Window | None) -> Planned | None:
+def plan_of(stairs: Stairs, temperature: Window | None) -> Planned | None:
     """How to compute a window, or the staircase of that temperature; None: the hard one.
 
     None where a kernel is too long.
     """
-    if isinstance(window, str):
+    if isinstance(temperature, str):
         return Plan("line"), [1.0]
-    t = 1.0 if window is None else window
+    t = 1.0 if temperature is None else temperature
     plan, numbers = Plan("each"), list(stairs.thresholds)
-    if not isinstance(window, Tensor) and not isinstance(stairs.thresholds[0], Tensor):
-        plan, numbers = _best(stairs, window)
+    if not isinstance(temperature, Tensor) and not isinstance(stairs.thresholds[0], Tensor):
+        plan, numbers = _best(stairs, temperature)
     return None if len(numbers) > _LONGEST else (plan, [t, *numbers])
 
 

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.errors import one_line
 from qnet.layers import QuantizedLayer
+from qnet.modes import modes_kept
 from qnet.quantizer import Quantizer
 
 
@@ -52,10 +53,10 @@ def skip_relus(model: nn.Module) -> list[str]:
     clipping = [quantizer for quantizer in map(_clipping, everything) if quantizer is not None]
     if not clipping:
         return []
-    modes = [(module, module.training) for module in everything]
-    model.train()  # what is read then decides, for only then a ReLU is left out
     try:
-        graph = _Tracer().trace(model)
+        with modes_kept(model):
+            model.train()  # what is read then decides, for only then a ReLU is left out
+            graph = _Tracer().trace(model)
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         if any(map(_is_binary, clipping)):
             warnings.warn(
@@ -64,9 +65,6 @@ def skip_relus(model: nn.Module) -> list[str]:
                 stacklevel=2,
             )
         return []
-    finally:
-        for module, training in modes:
-            module.training = training
     modules = dict(model.named_modules())
     calls: dict[str, list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:

@@ -38,7 +38,7 @@ _SMALLEST_SCALE = 0.01
 """alpha and beta stay above this share of where the phase started. A layer before batch norm does
 not depend on its alpha, which then drifts; below zero all levels of the layer change their sign."""
 
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+EpochProgress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps the batches of an epoch, given their number and a title: where a bar can be drawn."""
 
 
@@ -80,7 +80,7 @@ class Trainer:
         phase: str,
         seed: int,
         teacher: nn.Module | None = None,
-        progress: Progress = lambda batches, count, title: batches,
+        progress: EpochProgress = lambda batches, count, title: batches,
     ) -> None:
         skip_relus(model)
         self.model = model.to(runtime.device).to(memory_format=torch.channels_last)
@@ -96,12 +96,14 @@ class Trainer:
         if world() > 1:
             synchronise_batch_norm(model)
         self.optimizer = build_optimizer(model, params)
-        self.scales = [
-            (scale, _SMALLEST_SCALE * scale.detach().clone())
+        self.parameters = list(model.parameters())
+        self.scales: list[Tensor] = [
+            scale
             for _, quantizer in quantizers(model)
             for scale in (quantizer.alpha, quantizer.beta)
             if scale.requires_grad
         ]
+        self.least_scales = [_SMALLEST_SCALE * scale.detach() for scale in self.scales]
         self.whole = runtime.compile_network
         self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if self.whole else model
         self.together: list[list[QuantizedLayer]] = []
@@ -208,7 +210,7 @@ class Trainer:
         row |= {f"train_{name}": value for name, value in self.scores.read().items()}
         self._require_finite("the loss", row["train_loss"], epoch)
         # A hard quantizer makes a level of whatever it is given: the loss alone does not tell.
-        parameters = [p.detach() for p in self.model.parameters() if p.numel() > 0]
+        parameters = [p.detach() for p in self.parameters if p.numel() > 0]
         largest = torch.stack([parameter.abs().amax() for parameter in parameters]).amax()
         self._require_finite("the largest weight", largest.item(), epoch)
         row |= self._score()
@@ -243,13 +245,13 @@ class Trainer:
             self.scores.add(logits, labels, loss)
             self.optimizer.zero_grad(set_to_none=True)
             share = len(labels) / self.data.train.batch_size
-            backward(loss, share, self.model.parameters())
+            backward(loss, share, self.parameters)
         if self.params.clip_norm > 0:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.params.clip_norm)
+            nn.utils.clip_grad_norm_(self.parameters, self.params.clip_norm)
         self.optimizer.step()
-        with torch.no_grad():
-            for scale, least in self.scales:
-                torch.maximum(scale, least, out=scale)
+        if self.scales:
+            with torch.no_grad():
+                torch._foreach_maximum_(self.scales, self.least_scales)
 
     def _taught(self, images: Tensor) -> Tensor | None:
         """The teacher's logits."""

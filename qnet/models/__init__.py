@@ -22,6 +22,7 @@ from qnet.models.alexnet import AlexNet
 from qnet.models.resnet import STAGES, ResNet
 from qnet.models.resnet_cifar import CIFAR_DEPTHS, CifarResNet
 from qnet.models.simplenet import SimpleNet
+from qnet.modes import modes_kept
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(CifarResNet, depth) for depth in CIFAR_DEPTHS},
@@ -76,8 +77,7 @@ def computes_alike(model: nn.Module, other: nn.Module, channels: int, size: int)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, channels, size, size, generator=generator).to(device, _type(model))
     found = []
-    modes = [(module, module.training) for module in model.modules()]
-    try:
+    with modes_kept(model):
         for network in (model.eval(), other.to(device).eval()):
             with (
                 torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -85,9 +85,6 @@ def computes_alike(model: nn.Module, other: nn.Module, channels: int, size: int)
             ):
                 torch.manual_seed(0)  # for networks that draw numbers in eval mode too
                 found.append(network(images).float())
-    finally:
-        for module, mode_before in modes:
-            module.training = mode_before
     mine, theirs = found
     # Off the processor a sum may come out in another order, and a value cross a threshold by it.
     near = (1e-3 if device.type == "cpu" else 5e-2) * float(mine.abs().nan_to_num(0).max())
@@ -176,12 +173,12 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
 def _check_shapes(model: nn.Module, name: str, classes: int, channels: int, size: int) -> None:
     """Raise UserError unless two images of this size give two rows of logits, in both modes."""
     shape = (2, channels, size, size)
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        for training in (False, True):
-            model.train(training)
-            logits = _logits(model, shape)
-            if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+        with modes_kept(model):
+            for training in (False, True):
+                logits = _logits(model.train(training), shape)
+                if isinstance(logits, Tensor) and logits.shape == (2, classes):
+                    continue
                 got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 mode = " while training" if training else ""
                 raise UserError(
@@ -196,9 +193,6 @@ def _check_shapes(model: nn.Module, name: str, classes: int, channels: int, size
             f"model.name: {name!r} cannot take images of data.size {size} and data.channels "
             f"{channels} ({one_line(error)}); choose another data.size or another model"
         ) from error
-    finally:
-        for module, mode_before in modes:
-            module.training = mode_before
 
 
 def _check_state(model: nn.Module, name: str) -> None:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import qnet.fused
 from qnet.fused import fused_backward, fused_forward, use_compiled
-from qnet.kernels import slope
+from qnet.kernels import slope_over_t
 from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.plans import plan_of
 from qnet.quantizer import Quantizer
@@ -223,4 +223,4 @@ def test_far_below_thresholds_that_share_an_exponential_the_gradient_is_zero() -
     plan, numbers = planned
     assert plan.how == "shared"
     u = torch.tensor([-50.0, -10.0, 10.0, 50.0])
-    assert slope(u, steps, 0.0, plan, torch.tensor(numbers)).tolist() == [0, 0, 0, 0]
+    assert slope_over_t(u, steps, 0.0, plan, torch.tensor(numbers)).tolist() == [0, 0, 0, 0]

@@ -105,8 +105,9 @@ def test_a_weight_that_is_not_finite_is_found_behind_hard_quantizers(params, dat
 
 
 def test_a_parameter_without_elements_is_no_matter(params, data):
-    run = trainer("fp", params("fp"), data)
-    run.model.register_parameter("empty", torch.nn.Parameter(torch.zeros(0)))
+    model = model_of("fp")
+    model.register_parameter("empty", torch.nn.Parameter(torch.zeros(0)))
+    run = Trainer(model, params("fp"), data, CPU, phase="x", seed=0)
     assert len(run.fit().rows) == params("fp").epochs
 
 
