@@ -217,7 +217,8 @@ def _compiled(function: Callable[..., tuple[Tensor, ...]], contract: bool = Fals
 
     PyTorch keeps what it compiled, and limits how much, by code object; a kernel has its own.
     With `contract`, a b + c may be rounded once and not twice: quicker, but beta x - b could then
-    have another sign than the same computed uncompiled.
+    have another sign than the same computed uncompiled. On CUDA it always may: there a value that
+    is rounded onto a threshold can get the level on its other side.
     """
     assert isinstance(function, FunctionType)
     code, closure = function.__code__.replace(), function.__closure__
