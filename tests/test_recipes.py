@@ -158,7 +158,7 @@ def shorten(path: Path) -> None:
     tree["runtime"] |= {"threads": 1, "precision": "float32", "device": "cpu"}
     if tree["data"]["name"] == "imagenet":  # the network is too large for a test, and far away
         tree["model"] |= {"name": "tests.tiny:network", "pretrained": "none"}
-    tree["data"]["name"] = "digits"  # what is prepared below
+    tree["data"] |= {"name": "digits", "size": SIZE, "channels": 3}  # what is prepared below
     path.write_text(yaml.safe_dump(tree))
 
 
