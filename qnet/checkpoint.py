@@ -64,14 +64,13 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, packed: bool = 
             f"save_checkpoint: got a {type(checkpoint).__name__}; give a qnet.Checkpoint, which "
             "says what the network is, too"
         )
-    described = {name: _describe(q) for name, q in quantizers(checkpoint.model)}
     description = {
         "format": FORMAT,
         "architecture": checkpoint.architecture,
         "dataset": _checked(path, checkpoint.dataset).to_dict(),
-        "quantizers": described,
+        "quantizers": _described(checkpoint.model),
     }
-    _require_readable(path, checkpoint, described)
+    check_rebuilt(path, checkpoint)
     state = checkpoint.model.state_dict()
     if packed:
         description["packed"] = True
@@ -146,11 +145,11 @@ def _checked(path: str | Path, dataset: DatasetInfo) -> DatasetInfo:
         raise UserError(f"{path} could not be read again: dataset: {error}; mend it") from None
 
 
-def _require_readable(
-    path: str | Path, checkpoint: Checkpoint, described: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Raise an error if what is loaded would not be this network."""
+def check_rebuilt(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Raise a `UserError` if what is loaded from a file of `checkpoint`, at `path`, would not be
+    this network. `save_checkpoint` does; asked before training, it is no work lost."""
     model, architecture = checkpoint.model, checkpoint.architecture
+    described = _described(model)
     itself = "give the network itself, not compiled, averaged or else wrapped"
     try:
         with torch.random.fork_rng(devices=[]):  # a new network draws weights
@@ -174,8 +173,12 @@ def _require_readable(
         raise UserError(
             f"{path} could not be read again: {architecture} makes a network with these weights "
             "that computes something else than this; name what builds it as it is now, such as a "
-            "function of your own (package.module:function)"
+            "function of your own (package.module:function), the same each time it is called"
         )
+
+
+def _described(model: nn.Module) -> dict[str, dict[str, Any]]:
+    return {name: _describe(quantizer) for name, quantizer in quantizers(model)}
 
 
 def _describe(quantizer: Quantizer) -> dict[str, Any]:

@@ -13,7 +13,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all, making its folder where needed.
 
     A crash at any moment leaves the old file or the new one, never half of one. A link stays, and
-    what it points to is written; a pipe or a device is written to as it is.
+    what it points to is written, but where that may only be read, as in DVC's cache, a file takes
+    the place of the link; a pipe or a device is written to as it is.
 
     Raises:
         UserError: the disk is full, the folder cannot be written, or `path` is one.
@@ -25,12 +26,17 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(content)
         else:
-            _replace(path.resolve(), content)
+            _replace(path if _only_read(path) else path.resolve(), content)
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"{path} could not be written ({reason}); free space, or mend the rights, and run again"
         ) from error
+
+
+def _only_read(path: Path) -> bool:
+    """Whether nobody may write the file at `path`."""
+    return path.exists() and not path.stat().st_mode & 0o222
 
 
 def _replace(path: Path, content: bytes) -> None:

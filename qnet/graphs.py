@@ -76,9 +76,14 @@ class GraphedStep:
         except Exception as error:  # a network of the user's own may wait for the device
             warn_slower(
                 "the training step could not be recorded as a CUDA graph and is made as it is",
-                error,
+                _cause(error),
             )
             torch.cuda.synchronize()
             self._works = False
             return None
         return graph
+
+
+def _cause(error: Exception) -> Exception:
+    """What went wrong while recording, not that the recording could then not be ended."""
+    return error.__context__ if isinstance(error.__context__, Exception) else error

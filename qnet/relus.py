@@ -4,7 +4,7 @@ Levels from 0 up, with thresholds that are not negative, make every negative val
 hard forward a ReLU before them changes no output, only the gradient: it stops that of all negative
 values, where the window alone stops it of values far below the thresholds. Without that stop a
 value just below zero can learn its way up: with two levels that helps, with more it does not
-(docs/experiments.md). So of more levels the quantizer stops it itself (`Quantizer.rectifies`): the
+(docs/screening.md). So of more levels the quantizer stops it itself (`Quantizer.rectifies`): the
 numbers stay, and a pass over memory each way is saved. In eval mode the ReLU is there: the network
 is the one that its checkpoint describes.
 """

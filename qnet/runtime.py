@@ -58,6 +58,8 @@ def start(params: RuntimeParams) -> Runtime:
     use_compiled(params.compile != "none")
     torch.set_flush_denormal(True)  # gradients far from a threshold are tiny, and slow otherwise
     device = _device(params.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # streams and graphs are those of the current device
     workers = processors() if params.workers == "auto" else params.workers
     workers = -(-workers // local_world())
     auto = params.precision == "auto"
@@ -129,7 +131,6 @@ def _own_device(name: str, device: torch.device) -> torch.device:
             f"runtime.processes is {local_world()}, and this machine has "
             f"{torch.cuda.device_count()} CUDA devices; use auto, or set runtime.device to cpu"
         )
-    torch.cuda.set_device(local_rank())
     return torch.device("cuda", local_rank())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from qnet.checkpoint import Checkpoint
+from qnet.checkpoint import Checkpoint, check_rebuilt
 from qnet.data import load_info
 from qnet.errors import UserError
 from qnet.models import build_model
@@ -43,7 +43,9 @@ def main(params: Params) -> None:
     for note in load_pretrained(model, pretrained, name=params.model.name):
         print(f"train_fp: {note}")
     inputs = [Path(pretrained)] if is_file(pretrained) else []
-    checkpoint = Checkpoint(model.to(runtime.device), params.model.name, info)
+    checkpoint = Checkpoint(model, params.model.name, info)
+    check_rebuilt(FP, checkpoint)
+    model.to(runtime.device)
     train_stage("fp", params, checkpoint, runtime, FP, inputs=inputs)
 
 

@@ -27,6 +27,17 @@ def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
     assert target.read_text() == "after"
 
 
+def test_a_link_to_what_may_only_be_read_is_replaced(tmp_path: Path) -> None:
+    kept, link = tmp_path / "cache" / "object", tmp_path / "link"
+    kept.parent.mkdir()
+    kept.write_text("before")
+    kept.chmod(0o444)
+    link.symlink_to(kept)
+    write_text(link, "after")
+    assert not link.is_symlink()
+    assert (link.read_text(), kept.read_text()) == ("after", "before")
+
+
 def test_a_pipe_is_written_to(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -16,6 +16,7 @@ class StandIn:
 
     recorded = replayed = 0
     recording = False
+    ends_badly = False
 
     @contextmanager
     def record(self, graph, **options):
@@ -25,6 +26,8 @@ class StandIn:
             self.recorded += 1
         finally:
             self.recording = False
+            if self.ends_badly:
+                raise RuntimeError("capture failed due to a previous error")
 
     def replay(self):
         self.replayed += 1
@@ -90,7 +93,9 @@ def test_a_changed_step_is_recorded_anew(cuda):
     assert (cuda.recorded, cuda.replayed) == (2, 2)
 
 
-def test_a_step_that_cannot_be_recorded_is_made_as_it_is(cuda):
+@pytest.mark.parametrize("ends_badly", [False, True])
+def test_a_step_that_cannot_be_recorded_is_made_as_it_is(ends_badly, cuda):
+    cuda.ends_badly = ends_badly
     step = Steps(cuda, fails=True)
     graphed = GraphedStep(step)
     for number in range(EAGER):

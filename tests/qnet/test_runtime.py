@@ -78,6 +78,25 @@ def test_each_process_has_a_cuda_device_of_its_own(among_three, monkeypatch):
     assert runtime._device("cpu") == torch.device("cpu")
 
 
+def test_a_cuda_device_that_is_named_becomes_the_current_one(params, threads, monkeypatch):
+    current = [0]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(device.index))
+    found = runtime.start(params.model_copy(update={"device": "cuda:1"}))
+    assert (found.device.index, current[-1]) == (1, 1)
+    assert runtime.start(params.model_copy(update={"device": "cuda"})).device.index is None
+    assert len(current) == 2
+
+
+def test_each_of_several_processes_has_its_device_as_the_current_one(
+    params, threads, among_three, monkeypatch
+):
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    runtime.start(params.model_copy(update={"device": "cuda"}))
+    assert current == [torch.device("cuda", 1)]
+
+
 INTEL, AMD = {"cpu_name": "Intel(R) Xeon(R) Platinum"}, {"cpu_name": "AMD EPYC 9554"}
 
 

@@ -59,7 +59,10 @@ def test_every_stage_runs_and_workers_change_nothing(workspace):
     run("train_fp", workspace)
     assert outs(workspace) == alone
 
+    output = run("evaluate", workspace, "checkpoints/fp.safetensors", "--split", "validation")
+    assert "may be split otherwise (it cannot be told) than when this network was" in output
     output = run("evaluate", workspace, "checkpoints/fp.safetensors")
+    assert "split otherwise" not in output
     assert "data/prepared, test: 12 images" in output
     write_tree(workspace / "in_folders")
     of_folder = run(

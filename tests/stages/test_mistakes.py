@@ -147,6 +147,25 @@ def test_the_report_tells_of_stages_that_have_not_run_again(workspace):
     assert "read it: checkpoints/weights.safetensors; the figures" in run("report", workspace)
 
 
+def test_a_network_that_is_another_each_time_is_refused_before_training(workspace, monkeypatch):
+    (workspace / "dice.py").write_text(
+        "import random\n\nfrom torch import nn\n\nimport tests.tiny\n\n\n"
+        "class Scaled(nn.Module):\n"
+        "    def forward(self, x):\n        return x * self.factor\n\n\n"
+        "def network(**kinds):\n    scaled = Scaled()\n    scaled.factor = random.random()\n"
+        "    return nn.Sequential(tests.tiny.network(**kinds), scaled)\n"
+    )
+    monkeypatch.syspath_prepend(workspace)
+    write_params(workspace, model__name="dice:network")
+    output = run("train_fp", workspace, status=2).strip()
+    assert output == (
+        "error: checkpoints/fp.safetensors could not be read again: dice:network makes a network "
+        "with these weights that computes something else than this; name what builds it as it is "
+        "now, such as a function of your own (package.module:function), the same each time it is "
+        "called"
+    )
+
+
 def test_a_network_of_another_type_is_refused(workspace, monkeypatch):
     (workspace / "double.py").write_text(
         "import tests.tiny\n\n\ndef network(**kinds):\n"
