@@ -147,37 +147,59 @@ def test_the_report_tells_of_stages_that_have_not_run_again(workspace):
     assert "read it: checkpoints/weights.safetensors; the figures" in run("report", workspace)
 
 
-def test_a_network_that_is_another_each_time_is_refused_before_training(workspace, monkeypatch):
-    (workspace / "dice.py").write_text(
-        "import random\n\nfrom torch import nn\n\nimport tests.tiny\n\n\n"
-        "class Scaled(nn.Module):\n"
-        "    def forward(self, x):\n        return x * self.factor\n\n\n"
-        "def network(**kinds):\n    scaled = Scaled()\n    scaled.factor = random.random()\n"
-        "    return nn.Sequential(tests.tiny.network(**kinds), scaled)\n"
-    )
-    monkeypatch.syspath_prepend(workspace)
-    write_params(workspace, model__name="dice:network")
-    output = run("train_fp", workspace, status=2).strip()
-    assert output == (
-        "error: checkpoints/fp.safetensors could not be read again: dice:network makes a network "
-        "with these weights that computes something else than this; name what builds it as it is "
-        "now, such as a function of your own (package.module:function), the same each time it is "
-        "called"
-    )
+DOUBLE = """
+import tests.tiny
 
 
-def test_a_network_of_another_type_is_refused(workspace, monkeypatch):
-    (workspace / "double.py").write_text(
-        "import tests.tiny\n\n\ndef network(**kinds):\n"
-        "    return tests.tiny.network(**kinds).double()\n"
-    )
+def network(**kinds):
+    return tests.tiny.network(**kinds).double()
+"""
+DICE = """
+import random
+
+from torch import nn
+
+import tests.tiny
+
+
+class Scaled(nn.Module):
+    def forward(self, x):
+        return x * self.factor
+
+
+def network(**kinds):
+    scaled = Scaled()
+    scaled.factor = random.random()
+    return nn.Sequential(tests.tiny.network(**kinds), scaled)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        (
+            "double",
+            DOUBLE,
+            "model.name: 'double:network' returned a network in torch.float64; return it in "
+            "torch.float32: runtime.precision says in what it is computed",
+        ),
+        (
+            "dice",
+            DICE,
+            "checkpoints/fp.safetensors could not be read again: dice:network makes a network "
+            "with these weights that computes something else than this; name what builds it as it "
+            "is now, such as a function of your own (package.module:function), the same each time "
+            "it is called",
+        ),
+    ],
+)
+def test_a_network_that_is_not_usable_is_refused_before_training(
+    name, code, message, workspace, monkeypatch
+):
+    (workspace / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(workspace)
-    write_params(workspace, model__name="double:network")
-    output = run("train_fp", workspace, status=2).strip()
-    assert output == (
-        "error: model.name: 'double:network' returned a network in torch.float64; return it in "
-        "torch.float32: runtime.precision says in what it is computed"
-    )
+    write_params(workspace, model__name=f"{name}:network")
+    assert run("train_fp", workspace, status=2).strip() == f"error: {message}"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
