@@ -26,7 +26,7 @@ from qnet.models import build_model, computes_alike
 from qnet.packing import packed_state, unpacked_state
 from qnet.quantizer import Quantizer, quantizers
 from qnet.runtime import device_named
-from qnet.states import misfit, other_type
+from qnet.states import load_state, misfit, other_type
 
 FORMAT = 1
 KEY = "qnet"
@@ -125,7 +125,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     if difference := other_type(model.state_dict(), tensors):
         raise UserError(f"{path} is damaged: {difference}; make it anew")
     try:
-        model.load_state_dict(tensors)
+        load_state(model, tensors)
     except RuntimeError as error:
         raise UserError(f"{path} is damaged: {one_line(error)}; make it anew") from None
     packed = bool(description.get("packed"))

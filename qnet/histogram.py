@@ -61,7 +61,8 @@ class Histogram:
         return int(self._counts.sum())
 
     def update(self, values: Tensor | np.ndarray) -> None:
-        """Add a batch of values of any shape, real type and device; binned there, as float32.
+        """Add a batch of values of any shape and device, binned there, as float32: floating, signed
+        whole numbers, or uint8.
 
         Raises:
             UserError: a value is NaN, infinite or beyond float32; the histogram is then unchanged.

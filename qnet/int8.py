@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qnet.errors import UserError
 from qnet.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, has_one_factor
+from qnet.memory_format import channels_last
 from qnet.quantizer import Quantizer
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -47,7 +48,7 @@ def to_int8(model: nn.Module) -> nn.Module:
     devices = {parameter.device.type for parameter in model.parameters()} - {"cpu"}
     if devices:
         raise UserError(f"to_int8: the network is on {devices.pop()}; load it on cpu")
-    converted = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+    converted = channels_last(copy.deepcopy(model).eval())
     layers = [module for module in converted.modules() if _fits(module)]
     if not layers:
         raise UserError(
@@ -82,7 +83,8 @@ class _Int8Layer(QuantizedLayer):
         """Prepare what each call needs."""
         outputs = len(self.weight)
         self.zero = int(self.input_quantizer.level_set.offset)  # the place of level 0
-        self.ones, self.zeros = torch.ones(outputs), torch.zeros(outputs, dtype=torch.int32)
+        self.ones = torch.ones(outputs, dtype=torch.float32)
+        self.zeros = torch.zeros(outputs, dtype=torch.int32)
         self.packed = self._packed()
 
     def _packed(self) -> Tensor:

@@ -85,18 +85,27 @@ class QuantizedReLU(nn.ReLU):
         return self.output_quantizer(nn.functional.relu(input, inplace=self.inplace))
 
 
+class SkippedReLU(nn.ReLU):
+    """`nn.ReLU` in eval mode; while training it passes its input on (`qnet.relus`)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Any shape; the output has the same."""
+        return input if self.training else super().forward(input)
+
+
 # Exactly these classes: a subclass may use its weight in a way of its own.
 _QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: QuantizedConv2d,
     nn.Linear: QuantizedLinear,
     nn.ReLU: QuantizedReLU,
+    SkippedReLU: QuantizedReLU,
 }
 _DESCRIBED = {
     "weights": "an nn.Conv2d or nn.Linear of the model",
     "activations": "an nn.Conv2d, nn.Linear or nn.ReLU of the model",
 }
 _LAYERS = (nn.Conv2d, nn.Linear, QuantizedConv2d, QuantizedLinear)
-_RELUS = (nn.ReLU, QuantizedReLU)
+_RELUS = (nn.ReLU, SkippedReLU, QuantizedReLU)
 
 
 def quantizable_layers(
@@ -178,7 +187,7 @@ def insert_quantizers(
     """Put quantizers into the layers of `model`, in place, before it is compiled.
 
     May be called again for other places. Parameters keep their identity and names. Each quantizer
-    moves to the device of the model and takes the mode (train or eval) of its layer. A module that
+    moves to the device of its layer and takes the mode (train or eval) of its layer. A module that
     is used several times, or has several names, has one quantizer for all its uses.
 
     Args:
@@ -224,11 +233,13 @@ def insert_quantizers(
             places[module, slot] = quantizer
             placed.add(quantizer)
 
-    device = next((parameter.device for parameter in model.parameters()), None)
+    first = next((parameter.device for parameter in model.parameters()), None)
     for (module, slot), quantizer in places.items():
         if type(module) in _QUANTIZED:
             module.__class__ = _QUANTIZED[type(module)]
             _add_slots(module)
+        weight = module._parameters.get("weight")
+        device = first if weight is None else weight.device
         setattr(module, slot, quantizer.to(device).train(module.training))
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and any(

@@ -37,8 +37,8 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Opt
             "lr_factor": scale_lr,
         },
     ]
-    groups = [group for group in groups if group["params"]]
-    on_cuda = all(p.is_cuda for p in trained)
+    groups = [group for group in groups if group["params"]] or groups[:1]
+    on_cuda = bool(trained) and all(p.is_cuda for p in trained)
     if on_cuda:
         for group in groups:
             group["lr"] = torch.full((), params.lr, device=trained[0].device)

@@ -16,21 +16,14 @@ import warnings
 from collections import defaultdict
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.errors import one_line
-from qnet.layers import QuantizedLayer
+from qnet.layers import QuantizedLayer, SkippedReLU
 from qnet.modes import modes_kept
 from qnet.quantizer import Quantizer
-
-
-class SkippedReLU(nn.ReLU):
-    """`nn.ReLU` in eval mode; while training it passes its input on."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Any shape; the output has the same."""
-        return input if self.training else super().forward(input)
+from qnet.tracing import CalledWithImages
 
 
 def skip_relus(model: nn.Module) -> list[str]:
@@ -53,10 +46,11 @@ def skip_relus(model: nn.Module) -> list[str]:
     clipping = [quantizer for quantizer in map(_clipping, everything) if quantizer is not None]
     if not clipping:
         return []
+    called = CalledWithImages(model)
     try:
         with modes_kept(model):
             model.train()  # what is read then decides, for only then a ReLU is left out
-            graph = _Tracer().trace(model)
+            graph = _Tracer().trace(called)
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         if any(map(_is_binary, clipping)):
             warnings.warn(
@@ -65,7 +59,7 @@ def skip_relus(model: nn.Module) -> list[str]:
                 stacklevel=2,
             )
         return []
-    modules = dict(model.named_modules())
+    modules = dict(called.named_modules())
     calls: dict[str, list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
         if node.op == "call_module" and type(modules[str(node.target)]) is nn.ReLU:
@@ -78,7 +72,7 @@ def skip_relus(model: nn.Module) -> list[str]:
         for quantizer in (q for node in calls[name] for q in _readers(node, modules)):
             assert quantizer is not None
             quantizer.rectifies = not _is_binary(quantizer)
-    return skipped
+    return [name.removeprefix("network.") for name in skipped]
 
 
 class _Tracer(fx.Tracer):

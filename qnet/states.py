@@ -1,10 +1,10 @@
-"""State dicts compared: names, shapes and kinds of numbers."""
+"""State dicts: names, shapes and kinds of numbers compared, and loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from qnet.errors import some
 
@@ -27,3 +27,14 @@ def other_type(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) ->
         if tensor.is_floating_point() != expected[name].is_floating_point():
             return f"{name} is {tensor.dtype} instead of {expected[name].dtype}"
     return ""
+
+
+def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Have `model` take on the values of `tensors`, which fit it.
+
+    They may come from a file or a copy, without the versions that PyTorch keeps beside a state
+    dict; some modules do not load without.
+    """
+    state = model.state_dict()
+    state.update(tensors)
+    model.load_state_dict(state)

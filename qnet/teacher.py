@@ -13,6 +13,9 @@ import torch
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 
+from qnet.memory_format import channels_last
+from qnet.tracing import CalledWithImages
+
 
 def teaching(network: nn.Module, *, mixed: bool) -> nn.Module:
     """`network` in eval mode, folded and channels-last; or a copy of it.
@@ -22,7 +25,7 @@ def teaching(network: nn.Module, *, mixed: bool) -> nn.Module:
         mixed: it is computed under autocast to bfloat16. A copy then keeps its convolutions and
             linear layers in that type, which gives the same numbers.
     """
-    ready = folded(network).to(memory_format=torch.channels_last)
+    ready = channels_last(folded(network))
     if mixed and ready is not network:
         for layer in ready.modules():
             if type(layer) in (nn.Conv2d, nn.Linear):
@@ -40,7 +43,7 @@ def folded(network: nn.Module) -> nn.Module:
     if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
         return network
     try:
-        traced = fx.symbolic_trace(network)
+        traced = fx.symbolic_trace(CalledWithImages(network))
     except Exception:  # tracing runs the network's own code, which may raise anything
         return network
     modules, nodes = dict(traced.named_modules()), traced.graph.nodes
@@ -49,4 +52,4 @@ def folded(network: nn.Module) -> nn.Module:
     twice = any(count > 1 and list(module.parameters()) for module, count in calls.items())
     if twice or any(node.op == "get_attr" for node in nodes):
         return network
-    return fuse(network).eval()
+    return fuse(traced, no_trace=True).eval()

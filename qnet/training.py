@@ -23,6 +23,7 @@ from qnet.layers import QuantizedLayer
 from qnet.learning import Learning, check_batch_norm
 from qnet.loss import distils, training_loss
 from qnet.memory import is_out_of_memory
+from qnet.memory_format import channels_last
 from qnet.optimizer import build_optimizer, set_learning_rate
 from qnet.params import QuantizedTrainingParams, TrainingParams
 from qnet.quantizer import quantizers, soft_forward
@@ -30,13 +31,14 @@ from qnet.relus import skip_relus
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
 from qnet.runtime import Runtime, seed_for
 from qnet.schedules import learning_rate, temperature_at
-from qnet.states import misfit
+from qnet.states import load_state, misfit
 from qnet.teacher import teaching
 from qnet.weights import alike, quantized_together
 
 _SMALLEST_SCALE = 0.01
-"""alpha and beta stay above this share of where the phase started. A layer before batch norm does
-not depend on its alpha, which then drifts; below zero all levels of the layer change their sign."""
+"""An alpha or beta above zero stays above this share of where the phase started. A layer before
+batch norm does not depend on its alpha, which then drifts; below zero all levels of the layer
+change their sign."""
 
 EpochProgress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps the batches of an epoch, given their number and a title: where a bar can be drawn."""
@@ -66,7 +68,7 @@ class Trainer:
         progress: wraps the batches of each epoch.
 
     Raises:
-        UserError: batch norm would have one image to a batch.
+        UserError: batch norm would have one image to a batch, or no parameter may learn.
         ValueError: the parameters ask for a teacher, or for test images, and there are none.
     """
 
@@ -83,7 +85,7 @@ class Trainer:
         progress: EpochProgress = lambda batches, count, title: batches,
     ) -> None:
         skip_relus(model)
-        self.model = model.to(runtime.device).to(memory_format=torch.channels_last)
+        self.model = channels_last(model.to(runtime.device))
         self.params = params
         self.data = data
         self.runtime = runtime
@@ -95,6 +97,7 @@ class Trainer:
         share_state(model)
         if world() > 1:
             synchronise_batch_norm(model)
+        self._require_learning()
         self.optimizer = build_optimizer(model, params)
         self.parameters = list(model.parameters())
         self.scales: list[Tensor] = [
@@ -103,7 +106,10 @@ class Trainer:
             for scale in (quantizer.alpha, quantizer.beta)
             if scale.requires_grad
         ]
-        self.least_scales = [_SMALLEST_SCALE * scale.detach() for scale in self.scales]
+        self.least_scales = [
+            torch.where(scale > 0, _SMALLEST_SCALE * scale, -math.inf).detach()
+            for scale in self.scales
+        ]
         self.whole = runtime.compile_network
         self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if self.whole else model
         self.together: list[list[QuantizedLayer]] = []
@@ -121,6 +127,14 @@ class Trainer:
             raise ValueError(f"{self.phase}.distillation is above 0 and no teacher was given")
         if self.params.select_on == "test" and self.data.test is None:
             raise ValueError(f"{self.phase}.select_on is test and no test images were given")
+
+    def _require_learning(self) -> None:
+        if self.params.epochs > 0 and not any(p.requires_grad for p in self.model.parameters()):
+            raise UserError(
+                f"{self.phase}.epochs is {self.params.epochs}, and no parameter of the network may "
+                f"learn (weights, scales and batch norm are all held still); set {self.phase}."
+                "epochs to 0, or let something learn"
+            )
 
     def fit(
         self,
@@ -147,7 +161,7 @@ class Trainer:
         saved = None if resume is None else resume.load()
         if saved is not None and not misfit(best, saved[0]["model"]):
             groups, numbers = saved
-            self.model.load_state_dict(groups["model"])
+            load_state(self.model, groups["model"])
             load_optimizer_tensors(self.optimizer, groups.get("optimizer", {}))
             best = groups["best"]
             for row in numbers["rows"]:
@@ -169,7 +183,7 @@ class Trainer:
                 }
                 resume.save(groups, {"rows": history.rows})
             on_epoch(history)
-        self.model.load_state_dict(best)
+        load_state(self.model, best)
         self.model.eval()
         self._measure_batch_norm()
         return history

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from qnet.data.manifest import Listing
@@ -27,7 +27,7 @@ from qnet.errors import UserError, one_line, some
 
 _LAYOUT = "train/<class>/ and test/<class>/ with images in them"
 SIZES = range(4, 4097)  # what data.size may be
-_GRAY = ("1", "L", "LA", "La")  # and I, I;16, ...: 16 bits
+_GRAY = ("1", "L", "LA")  # and I, I;16, ...: 16 bits
 
 T = TypeVar("T")
 
@@ -243,7 +243,6 @@ def _read_all(
     """The pixels of all images, uint8 [N, channels, size, size]."""
 
     def pixels(image: Image.Image) -> np.ndarray:
-        ImageOps.exif_transpose(image, in_place=True)  # photographs taken sideways
         return to_pixels(image, size, channels)
 
     return fill(len(paths), size, channels, lambda index: _open(paths[index], pixels), progress)

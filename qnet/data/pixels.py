@@ -16,14 +16,15 @@ from qnet.errors import UserError
 def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """The pixels of one image, uint8 [channels, size, size].
 
-    Another size is reached with a bilinear filter (averaging where it shrinks); what is not square
-    is cropped at its centre, not distorted. Transparent parts become white, 16-bit values are
-    rounded to 8, and colour becomes gray by the luma weights of ITU-R 601.
+    A photograph taken sideways is turned upright, as its EXIF says. Another size is reached with a
+    bilinear filter (averaging where it shrinks); what is not square is cropped at its centre, not
+    distorted. Transparent parts become white, 16-bit values are rounded to 8, and colour becomes
+    gray by the luma weights of ITU-R 601.
 
     Raises:
         ValueError: if the values are float or beyond 16 bits, which have no known range.
     """
-    image = eight_bits(image).convert("L" if channels == 1 else "RGB")
+    image = eight_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
@@ -105,7 +106,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
         if wide.min() < 0 or wide.max() > 65535:
             raise ValueError("pixels beyond 16 bits, save it with 8 or 16 bits")
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qnet.errors import UserError, one_line
 from qnet.files import check_readable
 from qnet.models.resnet import STAGES
-from qnet.states import misfit
+from qnet.states import load_state, misfit
 
 State = dict[str, Tensor]
 
@@ -88,7 +88,7 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
                 f"model.pretrained: {key} of {origin} is {tensor.dtype} and not all of it finite "
                 "numbers in float; give a network of full precision"
             )
-    model.load_state_dict(state)
+    load_state(model, state)
     return notes
 
 

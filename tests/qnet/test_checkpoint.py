@@ -13,6 +13,7 @@ from qnet.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkp
 from qnet.errors import UserError
 from qnet.layers import insert_quantizers
 from qnet.levels import activation_levels, weight_levels
+from qnet.models import build_model
 from qnet.quantizer import Quantizer, quantizers
 from tests.files import rewrite
 from tests.tiny import network
@@ -249,3 +250,12 @@ def test_a_device_that_is_not_there(device, message, path):
 def test_a_folder_in_place_of_a_file_to_write(name, checkpoint):
     with pytest.raises(UserError, match=r"^\. is a folder; give the name of a file$"):
         save_checkpoint(name, checkpoint)
+
+
+def test_a_network_whose_state_has_a_version(tmp_path, tiny_info):
+    info = replace(tiny_info, size=32)
+    model = build_model("torchvision/mnasnet0_5", classes=3, channels=1, size=32).eval()
+    path = tmp_path / "mnasnet.safetensors"
+    save_checkpoint(path, Checkpoint(model, "torchvision/mnasnet0_5", info))
+    images = torch.randn(2, 1, 32, 32)
+    assert torch.equal(load_model(path)(images), model(images))

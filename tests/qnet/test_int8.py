@@ -259,3 +259,29 @@ def test_where_there_is_no_onednn(layer_and_input, monkeypatch):
 def test_a_network_on_another_device():
     with pytest.raises(UserError, match="the network is on meta; load it on cpu"):
         to_int8(nn.Linear(2, 2, device="meta"))
+
+
+def test_beside_a_layer_of_volumes():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.volume = nn.Conv3d(1, 1, 3, padding=1)
+            self.linear = quantized(nn.Linear(8, 2))
+
+        def forward(self, x):
+            return self.linear(self.volume(x.unsqueeze(1)).squeeze(1))
+
+    model, x = Beside().eval(), torch.randn(2, 4, 4, 8)
+    with torch.inference_mode():
+        assert torch.equal(to_int8(model)(x), model(x))
+
+
+def test_where_float64_is_the_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        layer = quantized(nn.Linear(8, 2)).eval()
+        x = torch.randn(4, 8)
+        with torch.inference_mode():
+            torch.testing.assert_close(to_int8(layer)(x), layer(x), rtol=1e-6, atol=1e-6)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -376,3 +376,10 @@ def test_one_quantizer_in_two_places_is_refused() -> None:
     insert_quantizers(model, weights={"0": quantizer})
     with pytest.raises(UserError, match=message):
         insert_quantizers(model, weights={"1": quantizer})
+
+
+def test_a_quantizer_goes_to_the_device_of_its_layer() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.Linear(2, 2))
+    quantizer = Quantizer(activation_levels(2))  # type: ignore[arg-type]
+    insert_quantizers(model, activations={"1": quantizer})
+    assert quantizer.alpha.device == model[1].weight.device

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import qnet.fused
 from qnet.batch_norm import synchronise_batch_norm
 from qnet.fused import use_compiled
-from qnet.layers import activation_sites, insert_quantizers
+from qnet.layers import QuantizedReLU, activation_sites, insert_quantizers
 from qnet.levels import activation_levels
 from qnet.models import build_model
 from qnet.quantizer import Quantizer, quantizers
@@ -236,3 +236,31 @@ def test_a_quantizer_whose_beta_is_not_above_zero_needs_the_relu() -> None:
     with torch.no_grad():
         model[2].input_quantizer.beta.fill_(-2.0)
     assert skip_relus(model) == []
+
+
+class Optional(nn.Module):
+    """Its shortcut reads the ReLU, unless it is given one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+        self.second = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        y = self.relu(self.conv(x))
+        if shortcut is None:
+            shortcut = y
+        return self.second(y) + shortcut
+
+
+def test_an_argument_that_is_not_given_has_its_default() -> None:
+    model = quantized(Optional(), "second")
+    assert skip_relus(model) == []
+
+
+def test_a_skipped_relu_is_still_a_place_for_a_quantizer() -> None:
+    model = quantized(chain(inplace=False), "2")
+    assert skip_relus(model) == ["1"]
+    assert activation_sites(model, "relu") == ["1"]
+    insert_quantizers(model, activations={"1": quantizer()})
+    assert type(model.get_submodule("1")) is QuantizedReLU

@@ -112,3 +112,26 @@ def test_converted_once_it_computes_the_same_as_converted_in_every_call(name):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(ready(images), folded(network)(images))
     assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+class Optional(nn.Module):
+    """Branches on arguments that a trainer does not give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x, scale=None, labels=None):
+        z = self.body(x).mean((2, 3))
+        if scale is None:
+            z = z * 5
+        return z if labels is None else nn.functional.cross_entropy(z, labels)
+
+
+def test_an_argument_that_is_not_given_has_its_default():
+    network = Optional().eval()
+    network.body[1].running_mean.fill_(0.3)
+    without = folded(network)
+    assert not any(isinstance(module, _BatchNorm) for module in without.modules())
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(without(images), network(images))

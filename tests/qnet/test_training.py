@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
@@ -282,3 +283,47 @@ def test_the_loss_is_the_mean_of_labels_and_teacher(params, data):
     expected = (1 - share) * of_labels + share * softness**2 * of_teacher
     assert of_teacher > 1e-3
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+class Versioned(nn.Identity):
+    """Reads no state of an unknown version, as some networks of torchvision."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        assert local_metadata["version"] == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class Volume(nn.Module):
+    """Has a weight of five dimensions beside those of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x.unsqueeze(1)).squeeze(1)
+
+
+@pytest.mark.parametrize("module", [Versioned, Volume])
+def test_networks_with_modules_of_other_kinds(module, params, data):
+    model = nn.Sequential(module(), model_of("fp"))
+    Trainer(model, params("fp", epochs=1), data, CPU, phase="x", seed=0).fit()
+
+
+def test_a_scale_below_zero_stays_there(params, data):
+    model = model_of("weights")
+    quantizer = model.get_submodule("3.weight_quantizer")
+    with torch.no_grad():
+        quantizer.alpha.neg_(), quantizer.beta.neg_()
+    Trainer(model, params("weights", epochs=1), data, CPU, phase="x", seed=0).fit()
+    assert quantizer.alpha.item() == pytest.approx(-ALPHA, rel=0.2)
+    assert quantizer.beta.item() == pytest.approx(-BETA, rel=0.2)
+
+
+def test_a_network_of_which_nothing_may_learn(params, data):
+    model = model_of("fp").requires_grad_(False)
+    with pytest.raises(UserError, match=r"x\.epochs is 3, and no parameter .* may learn"):
+        Trainer(model, params("fp", epochs=3), data, CPU, phase="x", seed=0)
+    assert Trainer(model, params("fp", epochs=0), data, CPU, phase="x", seed=0).fit().rows == []
