@@ -1,9 +1,13 @@
 """How long ResNet-20 takes for images, in full precision and quantized, on a processor.
 
-Random images of CIFAR's shape, channels-last, in float32: by the network as it is loaded, compiled
-as a whole, and compiled after `qnet.to_int8`, where both weights and activations are quantized. All
-take turns. Last the time of the best way over that of full precision, compiled. Each network is
-compiled for each number of images, which takes seconds and is not counted.
+Random images of CIFAR's shape, channels-last: by the network as it is loaded and compiled as a
+whole, both in float32; compiled after `network.bfloat16()`; and compiled after `qnet.to_int8`, in
+float32 but for its sums, where both weights and activations are quantized. All take turns. Last the
+time of the best way over that of full precision, compiled in float32. Each network is compiled for
+each number of images, which takes seconds and is not counted.
+
+Fresh memory for each layer's output costs time, which GNU's C library saves if it may keep what is
+given back: set MALLOC_TOP_PAD_=500000000 in the environment.
 
     python -m benchmarks.inference
 """
@@ -11,6 +15,7 @@ compiled for each number of images, which takes seconds and is not counted.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -25,7 +30,7 @@ from benchmarks.training_step import SIZE, phase_name, quantized_network
 from qnet import UserError, to_int8
 
 TURN = 0.1  # seconds that a turn takes at least
-KINDS = ("as it is", "compiled", "int8, compiled")
+KINDS = ("as it is", "compiled", "bfloat16, compiled", "int8, compiled")
 
 
 def main() -> None:
@@ -49,14 +54,20 @@ def main() -> None:
         network = quantized_network(phase).eval().to(memory_format=torch.channels_last)
         networks[phase, KINDS[0]] = network
         networks[phase, KINDS[1]] = torch.compile(network, dynamic=False)
+        halved = copy.deepcopy(network).bfloat16()
+        networks[phase, KINDS[2]] = torch.compile(halved, dynamic=False)
         with suppress(UserError):  # weights or activations in full precision
-            networks[phase, KINDS[2]] = torch.compile(to_int8(network), dynamic=False)
+            networks[phase, KINDS[3]] = torch.compile(to_int8(network), dynamic=False)
     rows = []
     # Each network and number of images has compiled code of its own, for one function.
     with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=10**6):
         for batch in given.batches:
             images = torch.randn(batch, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
-            contestants = {name: _turn(network, images) for name, network in networks.items()}
+            halved = images.bfloat16()
+            contestants = {
+                name: _turn(network, halved if name[1] == KINDS[2] else images)
+                for name, network in networks.items()
+            }
             turns = take_turns(contestants, given.repeats, warm_up=0)
             found = {name: 1000 * median(seconds) for name, seconds in turns.items()}
             full = found.get(("fp", KINDS[1]), math.nan)
