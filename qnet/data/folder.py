@@ -22,7 +22,7 @@ from torch import Tensor
 from qnet.data.manifest import Listing
 from qnet.data.pixels import fill, for_each, to_pixels
 from qnet.data.prepared import Split
-from qnet.data.raw import Progress, Raw, class_names, unlisted
+from qnet.data.raw import Progress, Raw, class_names, require_same_classes, unlisted
 from qnet.errors import UserError, one_line, some
 
 _LAYOUT = "train/<class>/ and test/<class>/ with images in them"
@@ -47,16 +47,7 @@ def load_image_folder(
     train_folder, test_folder, notes = _halves(root)
     train, classes = _tree(train_folder)
     test, test_classes = _tree(test_folder)
-    for missing, here, there in (
-        (set(classes) - set(test_classes), train_folder, test_folder),
-        (set(test_classes) - set(classes), test_folder, train_folder),
-    ):
-        if missing:
-            names = ", ".join(sorted(missing))
-            raise UserError(
-                f"{there}: lacks the class folder {names} that {here} has: "
-                "every class needs images in both"
-            )
+    require_same_classes(classes, train_folder, test_classes, test_folder)
     if len(classes) < 2:
         raise UserError(f"{train_folder}: has the one class {classes[0]}: at least two are needed")
 

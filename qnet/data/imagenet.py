@@ -22,7 +22,7 @@ import torch
 
 from qnet.data.manifest import Listing
 from qnet.data.prepared import DatasetInfo
-from qnet.data.raw import Progress, class_names, unlisted
+from qnet.data.raw import Progress, class_names, require_same_classes, unlisted
 from qnet.data.splits import hold_out
 from qnet.errors import UserError, some
 
@@ -140,7 +140,7 @@ def _find(
         )
     lists = [root / name for name in ("train.txt", "val.txt") if (root / name).is_file()]
     if test_classes:
-        _require_same(classes, test_classes, root)
+        require_same_classes(classes, root / "train", test_classes, root / "val")
     elif root / "val.txt" not in lists:
         raise UserError(
             f"{root / 'val'}: has no class folders, and {root / 'val.txt'} is missing: "
@@ -264,15 +264,3 @@ def _entry(where: str, line: bytes, classes: int) -> tuple[bytes, int]:
             f"{classes} class folders"
         )
     return name, label
-
-
-def _require_same(train: Sequence[str], test: Sequence[str], root: Path) -> None:
-    for missing, here, there in (
-        (set(train) - set(test), "train", "val"),
-        (set(test) - set(train), "val", "train"),
-    ):
-        if missing:
-            raise UserError(
-                f"{root / there}: lacks the class folder {some(sorted(missing))} that "
-                f"{root / here} has: every class needs pictures in both"
-            )

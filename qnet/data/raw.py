@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qnet.data.prepared import Split
-from qnet.errors import UserError
+from qnet.errors import UserError, some
 
 Progress = Callable[[int, int], None]
 """Called now and then with the number of images done and of all images."""
@@ -61,6 +61,21 @@ def class_names(folder: Path) -> list[str]:
                 f"{folder}: the name of the class folder {name!r} is not in UTF-8: rename it"
             ) from error
     return names
+
+
+def require_same_classes(
+    train: Sequence[str], train_folder: Path, test: Sequence[str], test_folder: Path
+) -> None:
+    """Raise a `UserError` if one of two folders lacks a class folder of the other."""
+    for missing, here, there in (
+        (set(train) - set(test), train_folder, test_folder),
+        (set(test) - set(train), test_folder, train_folder),
+    ):
+        if missing:
+            raise UserError(
+                f"{there}: lacks the class folder {some(sorted(missing))} that {here} has: "
+                "every class needs images in both"
+            )
 
 
 def unlisted(error: OSError) -> UserError:
