@@ -22,6 +22,11 @@ def main(params: Params) -> None:
             f"{arguments.output} is the checkpoint itself, whose trained weights would be lost; "
             "give another name"
         )
+    if arguments.output.is_file() and not _is_packed(arguments.output):
+        raise UserError(
+            f"{arguments.output} exists and is no packed checkpoint; give another name, or remove "
+            "it"
+        )
     try:
         packed_state(checkpoint.model)
     except UserError as error:
@@ -34,6 +39,13 @@ def main(params: Params) -> None:
         f"{full_precision_bytes(checkpoint.model) / size:.1f}× less than in full precision, "
         f"and {described:,} that describe it"
     )
+
+
+def _is_packed(path: Path) -> bool:
+    try:
+        return load_checkpoint(path).packed
+    except UserError:
+        return False
 
 
 def _arguments() -> argparse.Namespace:

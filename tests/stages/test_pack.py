@@ -54,6 +54,16 @@ def test_where_it_cannot_be_written(trained, tmp_path):
     assert "file/packed could not be written (" in refused(tmp_path, TRAINED, "file/packed")
 
 
+def test_only_a_packed_file_is_overwritten(trained, tmp_path):
+    run("pack", tmp_path, TRAINED, PACKED)
+    run("pack", tmp_path, TRAINED, PACKED)
+    for name in ("params.yaml", TRAINED):
+        before = (tmp_path / name).read_bytes()
+        message = f"error: {name} exists and is no packed checkpoint; give another name"
+        assert message in refused(tmp_path, PACKED, name)
+        assert (tmp_path / name).read_bytes() == before
+
+
 def test_the_checkpoint_itself_is_not_overwritten(trained, tmp_path):
     before = (tmp_path / TRAINED).read_bytes()
     assert f"{TRAINED} is the checkpoint itself" in refused(tmp_path, TRAINED, TRAINED)
