@@ -54,8 +54,8 @@ def main() -> None:
         network = quantized_network(phase).eval().to(memory_format=torch.channels_last)
         networks[phase, KINDS[0]] = network
         networks[phase, KINDS[1]] = torch.compile(network, dynamic=False)
-        halved = copy.deepcopy(network).bfloat16()
-        networks[phase, KINDS[2]] = torch.compile(halved, dynamic=False)
+        rounded = copy.deepcopy(network).bfloat16()
+        networks[phase, KINDS[2]] = torch.compile(rounded, dynamic=False)
         with suppress(UserError):  # weights or activations in full precision
             networks[phase, KINDS[3]] = torch.compile(to_int8(network), dynamic=False)
     rows = []
@@ -63,9 +63,9 @@ def main() -> None:
     with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=10**6):
         for batch in given.batches:
             images = torch.randn(batch, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
-            halved = images.bfloat16()
+            rounded_images = images.bfloat16()
             contestants = {
-                name: _turn(network, halved if name[1] == KINDS[2] else images)
+                name: _turn(network, rounded_images if name[1] == KINDS[2] else images)
                 for name, network in networks.items()
             }
             turns = take_turns(contestants, given.repeats, warm_up=0)

@@ -187,8 +187,8 @@ def insert_quantizers(
     """Put quantizers into the layers of `model`, in place, before it is compiled.
 
     May be called again for other places. Parameters keep their identity and names. Each quantizer
-    moves to the device of its layer and takes the mode (train or eval) of its layer. A module that
-    is used several times, or has several names, has one quantizer for all its uses.
+    takes the device and the mode (train or eval) of its layer. A module that is used several times,
+    or has several names, has one quantizer for all its uses.
 
     Args:
         model: any module.
