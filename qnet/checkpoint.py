@@ -102,7 +102,10 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); make it anew") from None
+        raise UserError(
+            f"{path} is no checkpoint, or not a whole one ({error}); give a .safetensors file that "
+            "qnet wrote, or write this one again"
+        ) from None
     description = _description(path, metadata)
     try:
         dataset = DatasetInfo.from_dict(description["dataset"])
@@ -113,21 +116,21 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         raise UserError(f"{path} cannot be built: {error}") from error
     except (ArithmeticError, LookupError, AttributeError, RuntimeError, TypeError, ValueError) as e:
         raise UserError(
-            f"{path} has an incomplete description ({one_line(e)}); make it anew"
+            f"{path} has an incomplete description ({one_line(e)}); write it again"
         ) from e
     if description.get("packed"):
         try:
             tensors = unpacked_state(model, tensors)
         except UserError as error:
-            raise UserError(f"{path} is damaged: {error}; make it anew") from None
+            raise UserError(f"{path} is damaged: {error}; write it again") from None
     if differences := misfit(model.state_dict(), tensors):
         raise UserError(f"{path} does not fit {architecture}: {differences}")
     if difference := other_type(model.state_dict(), tensors):
-        raise UserError(f"{path} is damaged: {difference}; make it anew")
+        raise UserError(f"{path} is damaged: {difference}; write it again")
     try:
         load_state(model, tensors)
     except RuntimeError as error:
-        raise UserError(f"{path} is damaged: {one_line(error)}; make it anew") from None
+        raise UserError(f"{path} is damaged: {one_line(error)}; write it again") from None
     packed = bool(description.get("packed"))
     return Checkpoint(model.to(device).eval(), architecture, dataset, packed)
 
@@ -227,10 +230,10 @@ def _description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         description = json.loads(metadata[KEY])
         version = description["format"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} has a damaged description; make it anew") from None
+        raise UserError(f"{path} has a damaged description; write it again") from None
     if version != FORMAT:
         raise UserError(
-            f"{path} has format {version}, and this qnet reads format {FORMAT}; make it anew, or "
+            f"{path} has format {version}, and this qnet reads format {FORMAT}; write it again, or "
             "use the version of qnet that wrote it"
         )
     return dict(description)

@@ -30,7 +30,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"{path} could not be written ({reason}); free space, or mend the rights, and run again"
+            f"{path} could not be written ({reason}); free space, or change its permissions, and "
+            "run again"
         ) from error
 
 
@@ -53,6 +54,17 @@ def _replace(path: Path, content: bytes) -> None:
             part.unlink()
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder that a file at `path` will lie in, before the work that it is to hold.
+
+    Raises:
+        UserError: the folder cannot be made or written, or `path` is itself a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file")
+    make_folder(path.parent)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it, where there is none.
 
@@ -66,7 +78,8 @@ def make_folder(path: Path) -> None:
         reason = error.strerror or str(error)
     if reason:
         raise UserError(
-            f"{path} could not be made ({reason}); free its name, or mend the rights, and run again"
+            f"{path} is no folder that can be written to ({reason}); remove what has its name, or "
+            "change its permissions"
         )
 
 

@@ -29,12 +29,12 @@ def check_ahead(params: Params, model: nn.Module, info: DatasetInfo) -> None:
             "torch.float32: runtime.precision says in what it is computed"
         )
     keep, quantize = params.model.keep, params.model.quantize
-    if params.weights.levels != "full":
+    bits = {"weights": params.weights.levels, "activations": params.activations.bits}
+    quantized = [section for section, found in bits.items() if found != "full"]
+    check_batch_size(params, "fp", *quantized)
+    for section in quantized:
+        check_batch_norm(model, getattr(params, section), section)
+    if "weights" in quantized:
         quantizable_layers(model, keep, quantize)
-        check_batch_size(params, "weights")
-        check_batch_norm(model, params.weights, "weights")
     sites = activation_sites(model, params.activations.sites, keep, quantize)
     check_called(model, sites, torch.zeros(2, info.channels, info.size, info.size))
-    if params.activations.bits != "full":
-        check_batch_size(params, "activations")
-        check_batch_norm(model, params.activations, "activations")

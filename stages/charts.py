@@ -34,7 +34,7 @@ def draw_result(path: Path, stages: Mapping[str, tuple[str, Mapping[str, Any]]])
     figure = Figure(figsize=(8, 3.4))
     axis = figure.subplots()
     start = 0
-    for color, (stage, (pair, metrics)) in zip(CURVES, stages.items(), strict=True):
+    for color, (stage, (pair, metrics)) in zip(CURVES, stages.items(), strict=False):
         top1 = metrics["test"]["top1"]
         label = f"{pair}: {top1:.2f} % on test, {metrics['bytes'] / 1000:,.0f} kB"
         curve = _curve(METRICS / stage / "curves.csv")

@@ -36,20 +36,28 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def run(stage: Callable[[Params], None], about: str | None = None) -> None:
-    """Run a stage; a `UserError` becomes one line on standard error and exit status 2.
+def run(stage: Callable[[Params], None], about: str) -> None:
+    """Run a stage, which takes no arguments but `--help`, as `run_tool` does.
 
     Args:
         stage: the stage.
-        about: given where it takes no arguments: what `--help` prints. Any other is an error.
+        about: what `--help` prints.
     """
+
+    def work() -> None:
+        _refuse_arguments(about)
+        stage(load_params())
+
+    run_tool(work)
+
+
+def run_tool(tool: Callable[[], None]) -> None:
+    """Run a program; a `UserError` becomes one line on standard error and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     try:
-        if about is not None:
-            _refuse_arguments(about)
         with explained():
-            stage(load_params())
+            tool()
         sys.stdout.flush()
     except BrokenPipeError:  # who read what is printed has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

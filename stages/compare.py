@@ -9,16 +9,15 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from qnet.errors import UserError
-from qnet.params import Params
-from stages.common import METRICS, Parser, run
-from stages.pairs import FULL, Pair, pairs
+from stages.common import METRICS, Parser, run_tool
+from stages.pairs import Pair, pairs
 from stages.stale import changed_since
 
 LISTED = 3  # parameters that a row names
@@ -35,6 +34,7 @@ class Group:
     """Networks that differ in nothing but their seed.
 
     Attributes:
+        subject: which network on which data.
         pair: W/A.
         settings: the parameters that shaped them, by dotted name.
         by_seed: top-1 in percent and what it is below full precision, by seed.
@@ -42,6 +42,7 @@ class Group:
         on_test: whether its epochs, or those of a network before it, were chosen on the test set.
     """
 
+    subject: str
     pair: Pair
     settings: dict[str, Any]
     bytes: int
@@ -66,7 +67,7 @@ class Group:
         return statistics.stdev(top1 for top1, _ in self.by_seed.values())
 
 
-def main(params: Params) -> None:
+def main() -> None:
     """Print a row for each W/A and setting among the experiments, and draw them."""
     arguments = _arguments()
     if arguments.commits < 1:
@@ -74,11 +75,11 @@ def main(params: Params) -> None:
     groups = group(_experiments(arguments.commits))
     if not groups:
         raise UserError(
-            f"-n is {arguments.commits}, and no experiment that began there has finished; look at "
-            "more commits with a higher -n, or run one with `dvc exp run`"
+            f"-n is {arguments.commits}, and no experiment that started from so many of the last "
+            "commits has finished; look further back with a higher -n, or run one: `dvc exp run`"
         )
     settings = _differences(groups)
-    _print_table(groups, settings)
+    _print_tables(groups, settings)
     if arguments.picture is not None:
         from stages.charts import Point, draw_comparison  # matplotlib takes a second to import
 
@@ -86,11 +87,16 @@ def main(params: Params) -> None:
             Point(found.pair.name, found.top1, found.spread, setting)
             for found, setting in zip(groups, settings, strict=True)
         ]
+        if len({found.subject for found in groups}) > 1:
+            points = [
+                replace(point, setting=f"{found.subject} {point.setting}".rstrip())
+                for found, point in zip(groups, points, strict=True)
+            ]
         draw_comparison(arguments.picture, points)
 
 
 def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
-    """The networks of all experiments, each once, from the most bits to the fewest.
+    """The networks of all experiments, each once: by subject, from the most bits to the fewest.
 
     Args:
         experiments: each with `params`, the content of params.yaml, and `metrics`, that of each
@@ -100,7 +106,8 @@ def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
     for experiment in experiments:
         tree, metrics = experiment["params"], experiment["metrics"]
         flat, chosen = dict(_flat(tree)), False
-        for stage, pair in _networks(tree):
+        subject = f"{tree['model']['name']} on {tree['data']['name']}"
+        for stage, pair in pairs(tree["weights"]["levels"], tree["activations"]["bits"]).items():
             found = metrics[stage]
             settings = {
                 name: value
@@ -110,26 +117,18 @@ def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
             key = (pair, json.dumps(settings, sort_keys=True))
             top1 = found["test"]["top1"]
             chosen = chosen or found["selected_on"] == "test"
-            mine = groups.setdefault(key, Group(pair, settings, found["bytes"], chosen))
+            mine = groups.setdefault(key, Group(subject, pair, settings, found["bytes"], chosen))
             # Of the same network trained at several commits the newest is told, which comes first.
             mine.by_seed.setdefault(
                 tree["seed"], (top1, metrics["train_fp"]["test"]["top1"] - top1)
             )
-    return sorted(groups.values(), key=lambda found: _order(found.pair))
+    subjects = list(dict.fromkeys(found.subject for found in groups.values()))
 
+    def order(found: Group) -> tuple[int, int, str]:
+        pair = found.pair
+        return subjects.index(found.subject), -pair.weights * pair.activations, pair.name
 
-def _order(pair: Pair) -> tuple[int, str]:
-    return -pair.weights * pair.activations, pair.name
-
-
-def _networks(tree: Mapping[str, Any]) -> Iterator[tuple[str, Pair]]:
-    """Stage and W/A of each network that this params.yaml trains."""
-    found = pairs(tree["weights"]["levels"], tree["activations"]["bits"])
-    yield "train_fp", found["train_fp"]
-    if found["train_weights"].weights != FULL:
-        yield "train_weights", found["train_weights"]
-    if found["train_activations"].activations != FULL:
-        yield "train_activations", found["train_activations"]
+    return sorted(groups.values(), key=order)
 
 
 def _arguments() -> argparse.Namespace:
@@ -221,10 +220,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _differences(groups: list[Group]) -> list[str]:
-    """For each group the parameters in which those of its W/A differ, such as `weights.lr=0.1`."""
+    """For each group the parameters in which those of its subject and W/A differ, such as
+    `weights.lr=0.1`."""
     whole, short = [], []
     for found in groups:
-        alike = [other.settings for other in groups if other.pair == found.pair]
+        alike = [other.settings for other in groups if _row(other) == _row(found)]
         words = [
             f"{name}={value}"
             for name, value in found.settings.items()
@@ -233,17 +233,33 @@ def _differences(groups: list[Group]) -> list[str]:
         more = [f"and {len(words) - LISTED} more"] if len(words) > LISTED else []
         whole.append(" ".join(words))
         short.append(" ".join([*words[:LISTED], *more]))
-    rows = Counter(zip([found.pair for found in groups], short, strict=True))
+    rows = Counter(zip(map(_row, groups), short, strict=True))
     return [
-        brief if rows[found.pair, brief] == 1 else full  # what tells two apart may be left out
+        brief if rows[_row(found), brief] == 1 else full  # what tells two apart may be left out
         for found, brief, full in zip(groups, short, whole, strict=True)
     ]
 
 
-def _print_table(groups: list[Group], settings: list[str]) -> None:
-    width = max(len("W/A"), *(len(found.pair.name) for found in groups))
+def _row(found: Group) -> tuple[str, Pair]:
+    return found.subject, found.pair
+
+
+def _print_tables(groups: list[Group], settings: list[str]) -> None:
+    """A table for each subject."""
+    rows = list(zip(groups, settings, strict=True))
+    for subject in dict.fromkeys(found.subject for found in groups):
+        if subject != groups[0].subject:
+            print()
+        print(f"{subject}, test set")
+        _print_table([row for row in rows if row[0].subject == subject])
+    if any(found.on_test for found in groups):
+        print("* the test set chose the epochs: too high")
+
+
+def _print_table(rows: list[tuple[Group, str]]) -> None:
+    width = max(len("W/A"), *(len(found.pair.name) for found, _ in rows))
     print(f"{'W/A':>{width}} {'top-1 %':>8} {'±':>5} {'seeds':>5} {'loss':>6} {'bytes':>11}")
-    for found, setting in zip(groups, settings, strict=True):
+    for found, setting in rows:
         spread = "" if found.spread is None else f"{found.spread:.2f}"
         mark = "*" if found.on_test else " "
         line = (
@@ -251,9 +267,7 @@ def _print_table(groups: list[Group], settings: list[str]) -> None:
             f"{found.loss:6.2f} {found.bytes:11,} {mark} {setting}"
         )
         print(line.rstrip())
-    if any(found.on_test for found in groups):
-        print("* the test set chose the epochs: too high")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

@@ -23,10 +23,15 @@ def training_data(
     """Batches to train on, augmented as `augment` says, and those that choose the epoch.
 
     Raises:
-        UserError: a batch is larger than the training set.
+        UserError: a batch is larger than the training set, or the padding than an image.
     """
     settings: TrainingParams = getattr(params, section)
     pad, flip = params.augment.pad, params.augment.flip
+    if pad != "auto" and pad >= info.size:
+        raise UserError(
+            f"augment.pad is {pad}; it must be below {info.size}, the size of the images, or some "
+            "crops are all black"
+        )
     augment = Augment(
         pad=info.size // 8 if pad == "auto" else pad,
         flip=info.flip if flip == "auto" else flip,
@@ -39,23 +44,25 @@ def training_data(
     return TrainingData(train, validation, evaluation_images("test", params, info, runtime))
 
 
-def check_batch_size(params: Params, section: str) -> None:
+def check_batch_size(params: Params, *sections: str) -> None:
     """Refuse batches that the training images do not fill, or that leave processes without any.
 
     Raises:
-        UserError: they do.
+        UserError: they do, in one of `sections`.
     """
-    batch_size, count = getattr(params, section).batch_size, load_info(PREPARED).counts["train"]
-    if batch_size > count:
+    count = load_info(PREPARED).counts["train"]
+    sizes = {f"{section}.batch_size": getattr(params, section).batch_size for section in sections}
+    if large := [f"{name} is {size}" for name, size in sizes.items() if size > count]:
+        each = "it" if len(large) == 1 else "each"
         raise UserError(
-            f"{section}.batch_size is {batch_size}; it must be at most {count}, the number of "
-            "training images"
+            f"{', '.join(large)}; {each} must be at most {count}, the number of training images"
         )
-    if batch_size < world():
-        raise UserError(
-            f"{section}.batch_size is {batch_size}, and {world()} processes share each batch; use "
-            "a larger one, or fewer runtime.processes"
-        )
+    for name, size in sizes.items():
+        if size < world():
+            raise UserError(
+                f"{name} is {size}, and {world()} processes share each batch; use a larger one, or "
+                "fewer runtime.processes"
+            )
 
 
 def evaluation_images(

@@ -14,11 +14,11 @@ from qnet.data import Batches, BatchSource, DatasetInfo
 from qnet.data.folder import list_class_folders, load_class_folders
 from qnet.data.prepared import SPLITS
 from qnet.evaluation import evaluate_classes
-from qnet.files import make_folder
+from qnet.files import check_writable
 from qnet.int8 import to_int8
-from qnet.params import Params
+from qnet.params import Params, load_params
 from qnet.runtime import Runtime, start
-from stages.common import PREPARED, Parser, run, write_json
+from stages.common import PREPARED, Parser, run_tool, write_json
 from stages.data import evaluation_batch, evaluation_images, prepared_like
 from stages.logs import bar, counter
 
@@ -26,16 +26,17 @@ LARGEST_MATRIX = 20  # classes; beyond, a line of the matrix is wider than a scr
 CONFUSIONS = 10
 
 
-def main(params: Params) -> None:
+def main() -> None:
     """Score a checkpoint, without bfloat16, on the images that are asked for; print a table."""
     arguments = _arguments()
+    params = load_params()
     changes = {"device": "cpu"} if arguments.int8 else {}
     runtime = start(params.runtime.model_copy(update=changes))
     checkpoint = load_checkpoint(arguments.checkpoint, runtime.device)
     model = to_int8(checkpoint.model) if arguments.int8 else checkpoint.model
     info = checkpoint.dataset
     if arguments.json is not None:
-        make_folder(arguments.json.parent)  # now, not after the work
+        check_writable(arguments.json)  # now, not after the work
     batches: BatchSource
     if arguments.folder is not None:
         source = str(arguments.folder)
@@ -185,4 +186,4 @@ def _labels(classes: tuple[str, ...]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

@@ -8,12 +8,11 @@ from pathlib import Path
 from qnet.checkpoint import load_checkpoint, save_checkpoint
 from qnet.errors import UserError
 from qnet.packing import packed_state
-from qnet.params import Params
 from qnet.size import full_precision_bytes, model_bytes
-from stages.common import Parser, run
+from stages.common import Parser, run_tool
 
 
-def main(params: Params) -> None:
+def main() -> None:
     """Pack the checkpoint that the command line names and print how large it has become."""
     arguments = _arguments()
     checkpoint = load_checkpoint(arguments.checkpoint)
@@ -60,4 +59,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

@@ -1,4 +1,4 @@
-"""W/A, bits of weights and of activations, of the network that each training stage ends with."""
+"""W/A, bits of weights and of activations, of the networks that the stages train."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ class Pair:
 
 
 def pairs(levels: str | int | Sequence[int], bits: str | int) -> dict[str, Pair]:
-    """The pair of each training stage, given `weights.levels` and `activations.bits`."""
+    """The pair of each training stage, given `weights.levels` and `activations.bits`.
+
+    A stage that quantizes nothing passes its network on, and is left out.
+    """
     level_set = weight_levels(levels)
     name, weights = (str(FULL), FULL) if level_set is None else (level_set.name, level_set.bits)
     activations = FULL if bits == "full" else int(bits)
-    return {
-        "train_fp": Pair(f"{FULL}/{FULL}", FULL, FULL),
-        "train_weights": Pair(f"{name}/{FULL}", weights, FULL),
-        "train_activations": Pair(f"{name}/{activations}", weights, activations),
-    }
+    found = {"train_fp": Pair(f"{FULL}/{FULL}", FULL, FULL)}
+    if weights != FULL:
+        found["train_weights"] = Pair(f"{name}/{FULL}", weights, FULL)
+    if activations != FULL:
+        found["train_activations"] = Pair(f"{name}/{activations}", weights, activations)
+    return found

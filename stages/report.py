@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qnet.errors import some
-from qnet.params import Params
+from qnet.params import load_params
 from qnet.params.file import read_yaml
-from stages.common import METRICS, Parser, read_json, reading, run
+from stages.common import (
+    ACTIVATIONS,
+    FP,
+    METRICS,
+    WEIGHTS,
+    Parser,
+    read_json,
+    reading,
+    run_tool,
+)
 from stages.pairs import pairs
 from stages.stale import changed_since
 
 LOCK = Path("dvc.lock")
-STAGES = ("train_fp", "train_weights", "train_activations")
+STAGES = {  # what it made of the network, and where that is
+    "train_fp": ("full precision", FP),
+    "train_weights": ("weights quantized", WEIGHTS),
+    "train_activations": ("activations quantized", ACTIVATIONS),
+}
 
 
-def main(params: Params) -> None:
-    """Print the figures of the three training stages, as they stand under metrics/."""
+def main() -> None:
+    """Print the figures of the training stages, as they stand under metrics/."""
     parser = Parser(prog="python -m stages.report", description=__doc__)
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the curves, as PNG")
     picture = parser.parse_args().picture
-    metrics = {stage: _read(METRICS / stage / "metrics.json") for stage in STAGES}
-    names = {
-        stage: pair.name
+    params = load_params()
+    networks = {
+        stage: (pair.name, _read(METRICS / stage / "metrics.json"))
         for stage, pair in pairs(params.weights.levels, params.activations.bits).items()
     }
     title = f"{params.model.name} on {params.data.name}, test set"
-    if any(found["selected_on"] == "test" for found in metrics.values()):
+    if any(found["selected_on"] == "test" for _, found in networks.values()):
         title += " (which chose the epochs: too high)"
     print(title)
-    _print_table(metrics, names)
+    _print_table(networks)
+    if absent := [str(STAGES[stage][1]) for stage in networks if not STAGES[stage][1].exists()]:
+        print(
+            f"not here: {some(absent)}; the figures come with git, from another run than yours: "
+            "run `dvc repro`"
+        )
     if changed := _changed():
         print(
             f"changed since a stage read it: {some(changed)}; the figures may not belong together "
@@ -39,7 +58,7 @@ def main(params: Params) -> None:
     if picture is not None:
         from stages.charts import draw_result  # matplotlib takes a second to import
 
-        draw_result(picture, {stage: (names[stage], metrics[stage]) for stage in STAGES})
+        draw_result(picture, networks)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -62,19 +81,17 @@ def _changed() -> list[str]:
         return changed_since(read_yaml(LOCK), read_yaml("params.yaml"))
 
 
-def _print_table(metrics: dict[str, Any], names: dict[str, str]) -> None:
-    titles = ("full precision", "weights quantized", "activations quantized")
-    full = metrics["train_fp"]["test"]["top1"]
-    width = max(7, *map(len, names.values()))
+def _print_table(networks: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+    full = networks["train_fp"][1]["test"]["top1"]
+    width = max(7, *(len(name) for name, _ in networks.values()))
     print(f"{'':22} {'W/A':>{width}} {'top-1 %':>8} {'loss':>6} {'bytes':>11} {'compression':>11}")
-    for stage, title in zip(STAGES, titles, strict=True):
-        found, name = metrics[stage], names[stage]
+    for stage, (name, found) in networks.items():
         top1 = found["test"]["top1"]
         print(
-            f"{title:22} {name:>{width}} {top1:8.2f} {full - top1:6.2f} {found['bytes']:11,} "
-            f"{found['compression']:10.1f}×"
+            f"{STAGES[stage][0]:22} {name:>{width}} {top1:8.2f} {full - top1:6.2f} "
+            f"{found['bytes']:11,} {found['compression']:10.1f}×"
         )
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

@@ -16,10 +16,10 @@ from qnet.checkpoint import Checkpoint, load_checkpoint
 from qnet.clustering import Clusters
 from qnet.errors import UserError
 from qnet.histogram import Histogram
-from qnet.params import Params
+from qnet.params import Params, load_params
 from qnet.quantizer import Quantizer, quantizers
 from qnet.runtime import Runtime, start
-from stages.common import ACTIVATIONS, WEIGHTS, Parser, run
+from stages.common import ACTIVATIONS, WEIGHTS, Parser, run_tool
 from stages.data import prepared_like, sample_batch, sample_images
 from stages.logs import bar
 from stages.pictures import coarse, draw_panels, draw_quantizer
@@ -28,9 +28,10 @@ Seen = tuple[Histogram, Tensor]
 """What a quantizer is given, and how often it gives each level."""
 
 
-def main(params: Params) -> None:
+def main() -> None:
     """Draw what each quantizer of a checkpoint is given and what it gives, and all on one page."""
     arguments = _arguments()
+    params = load_params()
     path = arguments.checkpoint or _newest()
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(path, runtime.device)
@@ -145,4 +146,4 @@ def _panel(histogram: Histogram, quantizer: Quantizer) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

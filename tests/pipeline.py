@@ -71,14 +71,17 @@ def kill_after(stage: str, folder: Path, epochs: int) -> None:
 
 
 def run(stage: str, folder: Path, *arguments: str, status: int = 0) -> str:
-    """Run a stage in this process, check its exit status, and give what it printed."""
+    """Run a stage, or a tool, in this process, check its exit status, and give what it printed."""
     module = import_module(f"stages.{stage}")
     output = io.StringIO()
     found = 0
     argv = mock.patch.object(sys, "argv", [stage, *arguments])
     with chdir(folder), argv, redirect_stdout(output), redirect_stderr(output):
         try:
-            common.run(module.main)
+            if stage in STAGES:
+                common.run(module.main, module.__doc__)
+            else:
+                common.run_tool(module.main)
         except SystemExit as end:
             found = int(end.code or 0)
         finally:

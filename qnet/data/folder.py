@@ -146,7 +146,10 @@ class _Head:
 def _halves(root: Path) -> tuple[Path, Path, list[str]]:
     """The folders to train and to test on."""
     if not root.is_dir():
-        raise UserError(f"data.root: {root} is not a folder: give the one that holds {_LAYOUT}")
+        where = "" if root.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(
+            f"data.root: {root} is not a folder{where}: give the one that holds {_LAYOUT}"
+        )
     if not (root / "train").is_dir():
         raise UserError(f"data.root: {root} has no folder train: it must hold {_LAYOUT}")
     both = [root / name for name in ("test", "val") if (root / name).is_dir()]
@@ -222,9 +225,8 @@ def _notes(heads: Sequence[_Head], size: int, passed: Sequence[Path]) -> list[st
             "cropped at the centre where not square"
         )
     if passed:
-        notes.append(
-            f"{len(passed)} files are not images and were passed over, such as {passed[0]}"
-        )
+        others = some([str(path) for path in passed])
+        notes.append(f"passed over, as their names are not those of images: {others}")
     return notes
 
 

@@ -164,7 +164,7 @@ def _find(
         classes, places, labels = _ordered_as_listed(root / "train.txt", train, classes)
         if len(places) < len(train.names):
             left = len(train.names) - len(places)
-            notes.append(f"{left} pictures are not in {root / 'train.txt'} and were passed over")
+            notes.append(f"pictures passed over, as they are not in {root / 'train.txt'}: {left}")
         listing = train.listing(places, labels)
     places, labels = _read_list(root / "val.txt", test, len(classes))
     lacking = sorted(set(range(len(classes))) - set(labels.tolist()))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 from PIL import Image, ImageOps
 
 from qnet.data.raw import Progress
@@ -41,16 +42,15 @@ def fill(
     """Collect `read(0) ... read(count - 1)`, uint8 [C, S, S], in one array uint8 [count, C, S, S].
 
     Raises:
-        UserError: if the array does not fit in memory, or as `read` does.
+        UserError: if memory does not hold the array twice, as `prepare` does; or as `read` does.
     """
-    try:
-        images = np.empty((count, channels, size, size), dtype=np.uint8)
-    except MemoryError as error:
-        gigabytes = count * channels * size**2 / 1e9
+    needed, free = 2 * count * channels * size**2, psutil.virtual_memory().available
+    if needed > free:
         raise UserError(
-            f"data.size: {size} makes {gigabytes:.1f} GB of images, more than the memory "
-            "holds: choose a smaller size"
-        ) from error
+            f"data.size: {size} takes {needed / 1e9:.1f} GB of memory for {count} images, and "
+            f"{free / 1e9:.1f} are free: choose a smaller size"
+        )
+    images = np.empty((count, channels, size, size), dtype=np.uint8)
 
     def work(index: int) -> None:
         images[index] = read(index)

@@ -58,8 +58,10 @@ def build_model(name: str, *, classes: int, channels: int = 3, size: int = 32) -
     elif ":" in name:
         model = _own_model(name, classes, channels, size)
     else:
+        other = f"torchvision/{name}"
+        nearest = other if name in _classifiers() else _nearest(name, MODELS)[0]
         raise UserError(
-            f"model.name: {name!r} is not a model, nearest is {_nearest(name, MODELS)[0]!r}; "
+            f"model.name: {name!r} is not a model, nearest is {nearest!r}; "
             f"allowed: {', '.join(MODELS)}, torchvision/<name> or package.module:function"
         )
     _check_shapes(model, name, classes, channels, size)
@@ -100,7 +102,7 @@ def source_files(name: str) -> list[Path]:
 def _torchvision_model(name: str, classes: int, channels: int) -> nn.Module:
     import torchvision  # takes a second, and only these names need it
 
-    known = torchvision.models.list_models(module=torchvision.models)  # the classifiers only
+    known = _classifiers()
     short = name.removeprefix("torchvision/")
     if short not in known:
         raise UserError(
@@ -115,6 +117,13 @@ def _torchvision_model(name: str, classes: int, channels: int) -> nn.Module:
     if channels != 3:
         _replace_first_convolution(model, channels)
     return model
+
+
+def _classifiers() -> list[str]:
+    """Names of torchvision's."""
+    import torchvision
+
+    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def _replace_first_convolution(model: nn.Module, channels: int) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
+from yaml.scanner import ScannerError
 
 from qnet.errors import UserError
 
 _MARKS = ("<" * 7, "=" * 7, ">" * 7)  # what git leaves behind
+
+_OF_THE_LINE_BEFORE = ("mapping values are not allowed here", "could not find expected ':'")
 
 LARGEST = 100_000
 """Largest file that is read, in bytes; a recipe has about 8,000."""
@@ -35,11 +38,7 @@ def read_yaml(path: str | Path) -> Any:
     try:
         return yaml.load(text, _TextLoader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f"line {mark.line + 1}" if mark else "the file"
-        problem = ", ".join(part for part in (error.context, error.problem) if part)
-        remedy = "; indent with spaces" if r"'\t'" in problem else ""
-        raise UserError(f"{path}: {line} is not valid YAML: {problem}{remedy}") from None
+        raise UserError(f"{path}: {_explain(error)}") from None
     except RecursionError:
         raise UserError(f"{path}: it is nested too deeply; two levels are enough") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # what PyYAML lets through
@@ -62,6 +61,23 @@ def _read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: it is not text in UTF-8; save it as UTF-8") from None
+
+
+def _explain(error: yaml.MarkedYAMLError) -> str:
+    problem = ", ".join(part for part in (error.context, error.problem) if part)
+    marks = [error.problem_mark]
+    if isinstance(error, ScannerError):  # the context is the word that went wrong, lines before
+        marks.insert(0, error.context_mark)
+    lines = [str(mark.line + 1) for mark in marks if mark is not None]
+    where = f"line {lines[-1]} is"
+    if lines[0] != lines[-1]:
+        where = f"lines {lines[0]} to {lines[-1]} are"
+    remedy = ""
+    if r"'\t'" in problem:
+        remedy = "; indent with spaces"
+    elif error.problem in _OF_THE_LINE_BEFORE:
+        remedy = "; is each `name: value` here and in the line before indented alike and complete?"
+    return f"{where} not valid YAML: {problem}{remedy}"
 
 
 def _problem(words: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:

@@ -185,7 +185,7 @@ def test_a_missing_file(tmp_path):
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_a_truncated_file(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
-    refuse(path, "not a whole safetensors file")
+    refuse(path, "is no checkpoint, or not a whole one")
 
 
 def test_a_foreign_file(path):

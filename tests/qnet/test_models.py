@@ -165,6 +165,8 @@ def test_unknown_name_is_told_the_nearest() -> None:
     ) as error:
         build_model("resnet_20", classes=10)
     assert all(name in str(error.value) for name in MODELS)
+    with pytest.raises(UserError, match="nearest is 'torchvision/resnet101'"):
+        build_model("resnet101", classes=10)
 
 
 def test_too_small_images_are_refused() -> None:

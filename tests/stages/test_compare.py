@@ -10,7 +10,7 @@ import yaml
 
 from stages import charts, compare
 from stages.compare import group
-from tests.pipeline import ROOT, run, write_params
+from tests.pipeline import ROOT, run
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
@@ -108,10 +108,10 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_the_table_names_what_differs_and_a_picture_is_drawn(shown, tmp_path):
-    write_params(tmp_path)
     lines = run("compare", tmp_path, "--picture", str(tmp_path / "bits.png")).splitlines()
-    assert lines[0].split() == ["W/A", "top-1", "%", "±", "seeds", "loss", "bytes"]
-    rows = [line.split() for line in lines[1:-1]]
+    assert lines[0] == "resnet20 on digits, test set"
+    assert lines[1].split() == ["W/A", "top-1", "%", "±", "seeds", "loss", "bytes"]
+    rows = [line.split() for line in lines[2:-1]]
     assert [row[0] for row in rows] == ["32/32", "1/32", "1/2", "1/2", "1/1"]
     assert rows[2][-1] == "activations.lr=0.05"
     assert rows[3] == ["1/2", "84.00", "1", "6.00", "210", "activations.lr=0.1"]
@@ -129,14 +129,10 @@ def test_the_picture_parts_networks_by_what_is_quantized():
 def test_without_an_experiment_it_says_what_to_do(shown, tmp_path):
     shown.clear()
     compare.subprocess.run().stdout = "[]"
-    write_params(tmp_path)
-    assert "-n is 1, and no experiment that began there has finished; look at more" in run(
-        "compare", tmp_path, status=2
-    )
+    assert "; look further back with a higher -n" in run("compare", tmp_path, status=2)
 
 
 def test_outside_a_repository_it_says_so(tmp_path):
-    write_params(tmp_path)
     output = run("compare", tmp_path, status=2)
     assert output.startswith("error: `dvc exp show` failed (ERROR: ")
     assert output.count("\n") == 1
@@ -151,7 +147,6 @@ def test_experiments_of_other_versions_are_left_out_and_counted(shown, tmp_path)
     older = shown[1]["experiments"][0]["revs"][0]["data"]["params"]["params.yaml"]["data"]
     del older["weights"]["levels"]
     compare.subprocess.run().stdout = json.dumps(shown)
-    write_params(tmp_path)
     output = run("compare", tmp_path)
     assert "experiments of another version of this code, left out: 1" in output
     assert "84.00" in output
@@ -160,7 +155,6 @@ def test_experiments_of_other_versions_are_left_out_and_counted(shown, tmp_path)
 def test_experiments_that_did_not_run_every_stage_they_change_are_left_out(shown, tmp_path):
     shown[1]["experiments"][1]["revs"][0]["rev"] = "partly"
     compare.subprocess.run().stdout = json.dumps(shown)
-    write_params(tmp_path)
     output = run("compare", tmp_path)
     assert "experiments that ran only some of the stages they change, left out: 1" in output
     assert "84.00" not in output
@@ -174,6 +168,17 @@ def test_rows_that_differ_are_told_apart():
     both = [text for found, text in zip(groups, texts, strict=True) if found.pair.name == "1/2"]
     assert len(set(both)) == 3
     assert "weights.lr=0.5" in both[2]
+
+
+def test_each_network_and_data_set_has_a_table_of_its_own(capsys):
+    groups = group([experiment(90, 89, 86), experiment(80, 79, 70, data__name="mnist"),
+                    experiment(91, 88, 85, seed=1)])  # fmt: skip
+    settings = compare._differences(groups)
+    assert not any(settings)
+    compare._print_tables(groups, settings)
+    titles = [line for line in capsys.readouterr().out.splitlines() if "test set" in line]
+    assert titles == ["resnet20 on digits, test set", "resnet20 on mnist, test set"]
+    assert [len(found.by_seed) for found in groups] == [2, 2, 2, 1, 1, 1]
 
 
 def test_what_comes_of_epochs_chosen_on_test_is_marked():

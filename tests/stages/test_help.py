@@ -1,4 +1,4 @@
-"""A stage of the pipeline tells what it does, and takes no arguments."""
+"""Stages and tools tell what they do. A stage takes no arguments."""
 
 import re
 import runpy
@@ -48,6 +48,14 @@ def test_help_tells_what_it_reads_and_writes(stage, command):
     unwatched = [] if stage == "prepare" else ["data.bad_images", "runtime"]  # change no result
     expected = [*STAGES[stage]["params"], *unwatched]
     assert read[1].replace(",", " ").split() == expected
+
+
+@pytest.mark.parametrize("tool", ["report", "compare", "evaluate", "visualize", "pack"])
+def test_a_tool_tells_its_arguments_whatever_params_yaml_holds(tool, command, tmp_path):
+    (tmp_path / "params.yaml").write_text("seed: wrong")
+    status, output, _ = command(tool, "--help")
+    assert status == 0
+    assert output.startswith(f"usage: python -m stages.{tool} [-h]")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -26,6 +26,12 @@ from tests.pipeline import run, write_params
             {"model__quantize": ["firts"]},
             "model.quantize: 'firts' fits no layer, nearest is 'first'",
         ),
+        ({"augment__pad": 8}, "augment.pad is 8; it must be below 8, the size of the images"),
+        (
+            {"fp__batch_size": 5000, "weights__batch_size": 4000, "activations__batch_size": 3000},
+            "fp.batch_size is 5000, weights.batch_size is 4000, activations.batch_size is 3000; "
+            "each must be at most",
+        ),
         ({"weights__batch_size": 5000}, "weights.batch_size is 5000; it must be at most"),
         ({"activations__batch_size": 5000}, "activations.batch_size is 5000; it must be at most"),
         ({"weights__batch_size": 1}, "weights.batch_size is 1; batch norm needs the statistics"),
@@ -214,7 +220,7 @@ def test_a_name_that_is_taken_is_told_before_training(workspace):
     shutil.rmtree(workspace / "runs")
     (workspace / "runs").touch()
     output = run("train_fp", workspace, status=2).strip()
-    assert output.startswith("error: runs/train_fp could not be made (")
+    assert output.startswith("error: runs/train_fp is no folder that can be written to (")
     assert "\n" not in output
 
 

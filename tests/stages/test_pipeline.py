@@ -78,6 +78,12 @@ def test_the_report_prints_and_draws_the_three_networks(finished, tmp_path):
     assert "1/2" in lines[4]
 
 
+def test_the_report_tells_of_networks_that_are_not_here(workspace):
+    (workspace / "checkpoints" / "weights.safetensors").unlink()
+    last = run("report", workspace).splitlines()[-1]
+    assert last.startswith("not here: checkpoints/weights.safetensors; the figures come with git")
+
+
 @pytest.mark.parametrize("stage", OUTPUT)
 def test_a_stage_run_twice_gives_the_same_bytes(stage, workspace, finished):
     run(stage, workspace)
@@ -171,7 +177,8 @@ def test_full_passes_the_network_on(workspace):
         curves = (workspace / "metrics" / stage / "curves.csv").read_text()
         assert curves.startswith("epoch,lr,train_loss")
         assert curves.count("\n") == 1
-    run("report", workspace, "--picture", str(workspace / "result.png"))
+    table = run("report", workspace, "--picture", str(workspace / "result.png")).splitlines()
+    assert len(table) == 3  # no network is quantized
 
 
 def test_weights_in_full_precision_with_quantized_activations(workspace):

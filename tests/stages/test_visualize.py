@@ -128,7 +128,7 @@ def test_a_packed_checkpoint_has_no_weights_to_show(fill, tmp_path):
     ("arguments", "words"),
     [
         (["nowhere.safetensors"], "nowhere.safetensors does not exist; train the network first"),
-        (["params.yaml"], "params.yaml is not a whole safetensors file"),
+        (["params.yaml"], "params.yaml is no checkpoint, or not a whole one"),
         (["checkpoints/fp.safetensors"], "checkpoints/fp.safetensors has no quantizers; give"),
         ([WEIGHTS, "-o", "params.yaml"], "could not be written (Not a directory)"),
         (["a", "b"], "unrecognized arguments: b; see python -m stages.visualize --help"),

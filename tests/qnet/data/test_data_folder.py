@@ -84,7 +84,7 @@ def test_hidden_and_nested_files(tree: Path) -> None:
 def test_files_that_are_no_images_are_passed_over_with_a_note(tree: Path) -> None:
     (tree / "train/cat/boxes.txt").write_text("1 2 3 4")
     assert load(tree).notes == [
-        f"1 files are not images and were passed over, such as {tree}/train/cat/boxes.txt"
+        f"passed over, as their names are not those of images: {tree}/train/cat/boxes.txt"
     ]
 
 

@@ -99,7 +99,7 @@ def test_train_txt_may_leave_pictures_out(flat: Path) -> None:
     (flat / "train.txt").write_text("\n".join(lines[::2]))
     info, _, notes = listed(flat)
     assert info.counts["train"] + info.counts["validation"] == 18
-    assert notes == [f"18 pictures are not in {flat / 'train.txt'} and were passed over"]
+    assert notes == [f"pictures passed over, as they are not in {flat / 'train.txt'}: 18"]
 
 
 def test_lists_beside_class_folders_are_not_used(tmp_path: Path) -> None:

@@ -95,5 +95,5 @@ def test_the_first_error_wins() -> None:
 
 
 def test_more_than_the_memory_holds() -> None:
-    with pytest.raises(UserError, match=r"data\.size: 1000000 makes 3000000000\.0 GB"):
+    with pytest.raises(UserError, match=r"data\.size: 1000000 takes 6000000000\.0 GB of memory"):
         fill(10**6, 10**6, 3, lambda index: np.zeros(0))
