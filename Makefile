@@ -1,7 +1,7 @@
 # make repro: the whole pipeline.  make test: lint, types, tests.  make bench: docs/performance.md.
 # make test-oldest: the tests with the oldest supported versions (Python 3.10 to 3.12).
-# Each installs what it needs first and compiles it on all cores (pip: on one; Python: not at all where
-# PYTHONDONTWRITEBYTECODE is set), but for a few files that are for other versions of Python.
+# Each first installs what it needs and byte-compiles it on all cores (pip would use one). Files meant for
+# other versions of Python fail to compile, which does no harm.
 
 PYTHON ?= python3
 VENV := .venv

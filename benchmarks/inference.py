@@ -76,7 +76,7 @@ def main() -> None:
                 best = min(value for value in times if not math.isnan(value))
                 rows.append([str(batch), phase, *map(figure, times), figure(best / full, "×")])
     print(f"{torch.get_num_threads()} threads; median of {given.repeats} turns.\n")
-    head = ["images", "W/A", *(f"{kind} ms" for kind in KINDS), "of compiled fp"]
+    head = ["images", "W/A", *(f"{kind} ms" for kind in KINDS), "fastest / compiled fp"]
     print(table(head, rows, words=2))
 
 
