@@ -63,7 +63,11 @@ def activation_histograms(
             handle.remove()
     if seen == 0:
         raise UserError("activation_histograms: no images; give at least one")
-    _refuse(model, [site for site, histogram in histograms.items() if histogram.count == 0])
+    if unused := [site for site, histogram in histograms.items() if histogram.count == 0]:
+        raise UserError(
+            f"activation_histograms: the network never calls {some(unused)} (of a layer it may use "
+            "the weight alone); leave that out of sites"
+        )
     return histograms
 
 
@@ -72,7 +76,7 @@ def check_called(model: nn.Module, sites: Sequence[str], images: Tensor) -> None
     """Have `model`, in eval mode, see `images`, and refuse sites that it does not call.
 
     Raises:
-        UserError: as `activation_histograms` does.
+        UserError: there are any; it names the parameter to change.
     """
     unused = set(sites)
     handles = [
@@ -87,21 +91,16 @@ def check_called(model: nn.Module, sites: Sequence[str], images: Tensor) -> None
     finally:
         for handle in handles:
             handle.remove()
-    _refuse(model, [site for site in sites if site in unused])
-
-
-def _refuse(model: nn.Module, unused: Sequence[str]) -> None:
-    """Raise a `UserError` for sites that the network never calls, if there are any."""
-    if unused and isinstance(model.get_submodule(unused[0]), nn.ReLU):
+    named = some([site for site in sites if site in unused])
+    if unused and isinstance(model.get_submodule(next(iter(unused))), nn.ReLU):
         raise UserError(
             f"activations.sites: 'relu' quantizes every nn.ReLU, and the network never calls "
-            f"{some(unused)}; remove what it does not use from the network, or set "
-            "activations.sites=input"
+            f"{named}; remove what it does not use from the network, or set activations.sites=input"
         )
     if unused:
         raise UserError(
-            f"model.keep: the network never calls {some(unused)}, whose weight it may use in a way "
-            "of its own, so it cannot be quantized; add the name, or a pattern such as *.attn.*"
+            f"model.keep: the network never calls {named}, whose weight it may use in a way of its "
+            "own, so it cannot be quantized; add the name, or a pattern such as *.attn.*"
         )
 
 

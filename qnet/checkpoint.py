@@ -22,6 +22,7 @@ from qnet.errors import UserError, one_line
 from qnet.files import check_readable, write_bytes
 from qnet.layers import insert_quantizers
 from qnet.levels import LevelSet
+from qnet.memory import is_out_of_memory
 from qnet.models import build_model, computes_alike
 from qnet.packing import packed_state, unpacked_state
 from qnet.quantizer import Quantizer, quantizers
@@ -63,6 +64,11 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, packed: bool = 
         raise UserError(
             f"save_checkpoint: got a {type(checkpoint).__name__}; give a qnet.Checkpoint, which "
             "says what the network is, too"
+        )
+    if checkpoint.packed and not packed:
+        raise UserError(
+            f"{path}: this network was loaded from a packed file, and its weights are bare levels; "
+            "save it with packed=True"
         )
     description = {
         "format": FORMAT,
@@ -115,6 +121,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     except UserError as error:
         raise UserError(f"{path} cannot be built: {error}") from error
     except (ArithmeticError, LookupError, AttributeError, RuntimeError, TypeError, ValueError) as e:
+        if is_out_of_memory(e):
+            raise
         raise UserError(
             f"{path} has an incomplete description ({one_line(e)}); write it again"
         ) from e
@@ -130,6 +138,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     try:
         load_state(model, tensors)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path} is damaged: {one_line(error)}; write it again") from None
     packed = bool(description.get("packed"))
     return Checkpoint(model.to(device).eval(), architecture, dataset, packed)

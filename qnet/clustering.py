@@ -37,7 +37,7 @@ from qnet.histogram import Histogram, condense
 from qnet.kmeans import kmeans
 from qnet.levels import LevelSet, require_levels
 
-__all__ = ["Clusters", "Histogram", "cluster", "cluster_together"]
+__all__ = ["Clusters", "cluster", "cluster_together"]
 
 Thresholds = Literal["uniform", "clustered", "centroids"]
 Scale = Literal["least_squares", "max", "paper"]
@@ -278,10 +278,10 @@ def _inertia(y: np.ndarray, weights: np.ndarray, b: np.ndarray) -> float:
 
 def _clustered(
     y: np.ndarray, weights: np.ndarray, levels: LevelSet, thresholds: Thresholds
-) -> np.ndarray:
-    """Thresholds from k-means of y = βx; uniform ones where there are too few distinct values."""
+) -> np.ndarray | None:
+    """Thresholds from k-means of y = βx; None where there are too few distinct values."""
     if len(y) < len(levels.values):
-        return _uniform(levels)
+        return None
     y, weights = condense(y, weights, _POINTS)
     firsts = kmeans(y, weights, len(levels.values))
     if thresholds == "clustered":
@@ -289,7 +289,7 @@ def _clustered(
     else:
         centroids = np.add.reduceat(weights * y, firsts) / np.add.reduceat(weights, firsts)
         b = _with_central(_halfway(centroids), levels)
-    return b if _increasing(b) else _uniform(levels)
+    return b if _increasing(b) else None
 
 
 def _with_central(b: np.ndarray, levels: LevelSet) -> np.ndarray:

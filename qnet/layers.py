@@ -24,9 +24,9 @@ class QuantizedLayer(nn.Module):
 
     In eval mode levels are summed and the sum is scaled, (Σ levels · levels) alpha alpha, if input
     and weight have quantizers with one alpha each and no hooks: float32, in which bfloat16 is
-    summed too, holds whole numbers up to 2^24 exactly, so the order of the sum, which differs
-    between batch sizes, devices and libraries, does not count. (Not in float16, where such a sum
-    may be too large.)
+    summed too, holds whole numbers up to 2^24 exactly, so up to there the order of the sum, which
+    differs between batch sizes, devices and libraries, does not count. (Not in float16, where such
+    a sum may be too large.)
     """
 
     weight: Tensor
@@ -271,10 +271,17 @@ def _computes_in(input: Tensor) -> torch.dtype:
 def has_one_factor(quantizer: nn.Module) -> TypeGuard[Quantizer]:
     """Whether alpha is one number, and nothing but the quantizer itself decides what it gives."""
     return (
-        type(quantizer) is Quantizer
-        and quantizer.alpha.numel() == 1
-        and not (quantizer._forward_hooks or quantizer._forward_pre_hooks)
-        and not (quantizer._backward_hooks or quantizer._backward_pre_hooks)
+        type(quantizer) is Quantizer and quantizer.alpha.numel() == 1 and not has_hooks(quantizer)
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something looks at what the module is given or gives, or changes it."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 

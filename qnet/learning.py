@@ -63,6 +63,13 @@ class Learning:
             if not (exact or params.weights == "soft"):
                 self.annealed.remove(quantizer)
 
+    def learns_at_first(self) -> bool:
+        """Whether any parameter learns in the first epoch."""
+        frozen = set()
+        if isinstance(self.params, ActivationsParams) and self.params.frozen_epochs > 0:
+            frozen = set(self.frozen_at_first)
+        return any(p.requires_grad and p not in frozen for p in self.model.parameters())
+
     def begin(self, epoch: int) -> bool:
         """Have each part do in `epoch`, counted from 0, what it has to, whatever it did before.
 

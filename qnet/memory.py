@@ -1,11 +1,22 @@
-"""What PyTorch and Python say when memory has run out."""
+"""Errors of the machine, which no file or network is to blame for."""
 
 from __future__ import annotations
+
+import errno
 
 import torch
 
 # Of the processor's allocator; of CUDA's driver, and MPS; of cuBLAS.
 _WORDS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+
+_OF_THE_SYSTEM = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
+
+
+def is_of_machine(error: Exception) -> bool:
+    """Whether `error` says nothing of the file that was read: memory or handles ran out, or a disk
+    failed."""
+    return is_out_of_memory(error) or getattr(error, "errno", None) in _OF_THE_SYSTEM
 
 
 def is_out_of_memory(error: Exception) -> bool:

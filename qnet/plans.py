@@ -48,7 +48,7 @@ def _best(stairs: Stairs, temperature: float | None) -> tuple[Plan, list[Tensor 
         if spacing is not None and len(thresholds) > _UNROLLED:
             return Plan("near"), [first, spacing, 1 / spacing]
         return Plan("each"), [*thresholds]
-    radius = _radius(stairs, temperature)
+    radius = _near_radius(stairs, temperature)
     if radius is not None and spacing is not None:
         pairs = [pair(temperature * spacing * (i + 1)) for i in range(radius)]
         return Plan("near", radius), [first, spacing, 1 / spacing, *pairs]
@@ -62,7 +62,7 @@ def _best(stairs: Stairs, temperature: float | None) -> tuple[Plan, list[Tensor 
     return Plan("shared"), [centre, *[math.exp(z) for z in offsets]]
 
 
-def _radius(stairs: Stairs, temperature: float) -> int | None:
+def _near_radius(stairs: Stairs, temperature: float) -> int | None:
     """Of `_RADII` the smallest that serves; None if none does or all thresholds are as quick."""
     if stairs.spacing is None:
         return None

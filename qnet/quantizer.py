@@ -141,7 +141,7 @@ class Quantizer(nn.Module):
         Raises:
             UserError: x is of another type.
         """
-        return self._quantized(x, self.alpha)
+        return self.quantized(x, self.alpha, self.beta)
 
     def unscaled(self, x: Tensor) -> Tensor:
         """`forward` without the factor alpha: in eval mode the level of each value.
@@ -149,9 +149,14 @@ class Quantizer(nn.Module):
         Raises:
             UserError: see `forward`.
         """
-        return self._quantized(x, torch.ones_like(self.alpha))
+        return self.quantized(x, torch.ones_like(self.alpha), self.beta)
 
-    def _quantized(self, x: Tensor, alpha: Tensor) -> Tensor:
+    def quantized(self, x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+        """`forward` with another alpha and beta, which broadcast against x.
+
+        Raises:
+            UserError: see `forward`.
+        """
         if not x.is_floating_point():
             raise UserError(f"Quantizer: x is of {x.dtype}; convert it to a floating type first")
         soft = self.force_soft or (self.training and self.forward_mode == "soft")
@@ -163,7 +168,7 @@ class Quantizer(nn.Module):
         return Quantize.apply(
             x,
             alpha,
-            self.beta,
+            beta,
             self.thresholds,
             self.stairs,
             self.level_set.offset,

@@ -20,7 +20,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.errors import one_line
-from qnet.layers import QuantizedLayer, SkippedReLU
+from qnet.layers import QuantizedLayer, SkippedReLU, has_hooks
 from qnet.modes import modes_kept
 from qnet.quantizer import Quantizer
 from qnet.tracing import CalledWithImages
@@ -30,7 +30,8 @@ def skip_relus(model: nn.Module) -> list[str]:
     """Turn each nn.ReLU whose every reader makes its negative values zero into a `SkippedReLU`.
 
     In place, with quantizers inserted and before the model is compiled. Outputs stay as they are
-    while beta is above zero. What an earlier call has skipped is looked at anew. A network whose
+    while beta is above zero. A ReLU stays where it, or what gives or reads its values, has hooks.
+    What an earlier call has skipped is looked at anew. A network whose
     forward depends on the values it sees cannot be traced: it keeps all of its ReLUs, and a warning
     says so where it has binary quantizers, for which that makes a difference.
 
@@ -87,6 +88,8 @@ def _is_needless(relu: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether nothing would change without this call: all readers of its result make negative
     values zero, and no one else reads its input or writes to it, as this call or a later one may.
     """
+    if has_hooks(modules[str(relu.target)]):
+        return False
     alone = all(_is_new(node, modules) for node in relu.all_input_nodes)
     return alone and None not in _readers(relu, modules)
 
@@ -110,7 +113,8 @@ def _is_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if len(node.users) > 1:
         return False
     if node.op == "call_module":
-        return isinstance(modules[str(node.target)], (nn.Conv2d, nn.Linear, _BatchNorm))
+        module = modules[str(node.target)]
+        return isinstance(module, (nn.Conv2d, nn.Linear, _BatchNorm)) and not has_hooks(module)
     if node.target is operator.iadd:
         return isinstance(node.args[0], fx.Node) and _is_new(node.args[0], modules)
     return node.target in (operator.add, torch.add)
@@ -118,11 +122,12 @@ def _is_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 def _clipping(layer: nn.Module) -> Quantizer | None:
     """The quantizer of the layer's input if it makes every negative value zero."""
-    if not isinstance(layer, QuantizedLayer):
+    if not isinstance(layer, QuantizedLayer) or has_hooks(layer):
         return None
     quantizer = layer.input_quantizer
     if (
         isinstance(quantizer, Quantizer)
+        and not has_hooks(quantizer)
         and quantizer.forward_mode == "hard"
         and quantizer.level_set.values[0] == 0
         and (quantizer.thresholds >= 0).all()

@@ -22,7 +22,7 @@ def learning_rate(params: TrainingParams, time: float) -> float:
         passed = sum(time >= epoch for epoch in params.decay_epochs)
         return params.lr * params.decay_factor**passed
     if params.schedule == "cosine":
-        share = (time - params.warmup_epochs) / max(params.epochs - params.warmup_epochs, 1e-9)
+        share = (time - params.warmup_epochs) / (params.epochs - params.warmup_epochs)
         return params.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
     return params.lr
 

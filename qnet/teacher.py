@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 
+from qnet.layers import has_hooks
 from qnet.memory_format import channels_last
 from qnet.tracing import CalledWithImages
 
@@ -40,7 +41,7 @@ def folded(network: nn.Module) -> nn.Module:
     sees, so that it cannot be traced, it uses a weight in more than one place, or it has hooks.
     """
     network.eval()
-    if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
+    if any(map(has_hooks, network.modules())):
         return network
     try:
         traced = fx.symbolic_trace(CalledWithImages(network))

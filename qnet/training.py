@@ -129,7 +129,7 @@ class Trainer:
             raise ValueError(f"{self.phase}.select_on is test and no test images were given")
 
     def _require_learning(self) -> None:
-        if self.params.epochs > 0 and not any(p.requires_grad for p in self.model.parameters()):
+        if self.params.epochs > 0 and not self.learning.learns_at_first():
             raise UserError(
                 f"{self.phase}.epochs is {self.params.epochs}, and no parameter of the network may "
                 f"learn (weights, scales and batch norm are all held still); set {self.phase}."

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from qnet.layers import QuantizedLayer, has_one_factor
 from qnet.quantizer import Quantizer
-from qnet.steps import Quantize
 
 _SMALL = 2**18  # values of a weight; larger ones gain nothing
 
@@ -71,8 +70,4 @@ def _quantized(group: Sequence[QuantizedLayer]) -> Sequence[Tensor]:
         torch.stack([getattr(quantizer, name).reshape(()) for quantizer in found]).view(of_each)
         for name in ("alpha", "beta")
     )
-    return Quantize.apply(
-        torch.stack([layer.weight for layer in group]), alpha, beta, first.thresholds,
-        first.stairs, first.level_set.offset, None, first.backward_temperature,
-        False,
-    ).unbind()  # fmt: skip
+    return first.quantized(torch.stack([layer.weight for layer in group]), alpha, beta).unbind()

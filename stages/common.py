@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qnet.data.workers import REMEDY, why_lost
+from qnet.data.workers import FEWER_WORKERS, why_lost
 from qnet.errors import UserError, one_line
 from qnet.files import write_text
 from qnet.memory import is_out_of_memory
@@ -101,7 +101,7 @@ def _explanation(error: Exception) -> UserError | None:
             "runtime.processes), or a machine with more"
         )
     if (reason := why_lost(error)) is not None:
-        return UserError(f"runtime.workers: one of them died ({reason}): {REMEDY}")
+        return UserError(f"runtime.workers: one of them died ({reason}): {FEWER_WORKERS}")
     if isinstance(error, OSError):
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
         where = "" if name is None else f"{name}: "

@@ -21,11 +21,11 @@ from stages.pairs import Pair, pairs
 from stages.stale import changed_since
 
 LISTED = 3  # parameters that a row names
-FULL_PRECISION = ("data", "augment", "model.name", "model.pretrained", "fp")
+SHAPES_FULL_PRECISION = ("data", "augment", "model.name", "model.pretrained", "fp")
 DEPENDS = {  # sections that shape the network of a stage, beside the seed
-    "train_fp": FULL_PRECISION,
-    "train_weights": (*FULL_PRECISION, "model", "cluster.weights", "weights"),
-    "train_activations": (*FULL_PRECISION, "model", "cluster", "weights", "activations"),
+    "train_fp": SHAPES_FULL_PRECISION,
+    "train_weights": (*SHAPES_FULL_PRECISION, "model", "cluster.weights", "weights"),
+    "train_activations": (*SHAPES_FULL_PRECISION, "model", "cluster", "weights", "activations"),
 }
 
 

@@ -71,6 +71,7 @@ def _work(stage: Stage, params: Params) -> None:
             raise
         # The launcher below tells of it once: all may fail alike, or because one does.
         get_error_handler().record_exception(error)
+        sys.stdout.flush()
         os._exit(2 if isinstance(error, UserError) else 1)
 
 
@@ -124,7 +125,8 @@ def _explain(failures: Mapping[int, ProcessFailure], count: int) -> None:
     killed = {rank: code for rank, code in silent.items() if code != -signal.SIGTERM}
     if all(_lost(message) for message in told.values()):
         killed = killed or silent
-    for rank, code in killed.items():
+    if killed:
+        rank, code = next(iter(killed.items()))
         how = f"by signal {-code}" if code < 0 else f"with status {code}"
         print(
             f"error: process {rank + 1} of {count} ended {how}; if memory ran out, use fewer "

@@ -61,8 +61,11 @@ def draw_panels(path: Path, layers: Mapping[str, Mapping[str, Any]], columns: in
         _panel(axis, name, layer)
     for axis in axes.flat[len(layers) :]:
         axis.axis("off")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
+    entries: dict[str, Any] = {}  # not every panel has all of them
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(entries.values(), entries.keys(), loc="lower center", ncols=4, frameon=False)
     figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
     save(figure, path, dpi=100)
 

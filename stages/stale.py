@@ -34,11 +34,13 @@ def _at(tree: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A tree in which numbers are numbers and truths truths, however they are written."""
+    """A tree in which numbers are numbers, truths truths and nothing nothing, however written."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if value is None or str(value).lower() in ("", "~", "null"):
+        return None
     if str(value).lower() in ("true", "false"):
         return str(value).lower()
     try:

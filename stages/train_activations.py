@@ -50,7 +50,7 @@ def main(params: Params) -> None:
         runtime,
         ACTIVATIONS,
         inputs=[FP, ACTIVATION_CLUSTERS, WEIGHTS],
-        teacher=load_checkpoint(FP, runtime.device).model,
+        teacher=FP,
         train=bool(found),
     )
 

@@ -48,7 +48,7 @@ def main(params: Params) -> None:
         runtime,
         WEIGHTS,
         inputs=[FP, WEIGHT_CLUSTERS],
-        teacher=load_checkpoint(FP, runtime.device).model,
+        teacher=FP,
         train=bool(found),
     )
 

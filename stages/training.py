@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
-
-from qnet.checkpoint import Checkpoint, save_checkpoint
+from qnet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qnet.distributed import leave
 from qnet.evaluation import evaluate, evaluate_classes
 from qnet.history import History, is_due
+from qnet.loss import distils
 from qnet.models import source_files
 from qnet.params import Params, TrainingParams
 from qnet.resume import run_key
@@ -40,7 +39,7 @@ def train_stage(
     out: Path,
     *,
     inputs: Sequence[Path] = (),
-    teacher: nn.Module | None = None,
+    teacher: Path | None = None,
     train: bool = True,
 ) -> None:
     """Train the network of `checkpoint`, score it, and write checkpoint, metrics and curves.
@@ -52,18 +51,21 @@ def train_stage(
         runtime: the device and its arithmetic.
         out: where the trained checkpoint goes.
         inputs: files, beside the prepared data, that the result depends on.
-        teacher: the network to distil from.
+        teacher: checkpoint of the network to distil from, if the section asks for it.
         train: False to pass the network on as it is.
     """
     stage = f"train_{section}"
     settings: TrainingParams = getattr(params, section)
-    resume = resume_file(f"{stage}-{_key(params, section, checkpoint.architecture, inputs)}")
-    history = History()
+    history, resume = History(), None
     if train:
+        taught_by = None
+        if teacher is not None and distils(settings):
+            taught_by = load_checkpoint(teacher, runtime.device).model
+        resume = resume_file(f"{stage}-{_key(params, section, checkpoint.architecture, inputs)}")
         data = training_data(params, section, checkpoint.dataset, runtime)
         trainer = Trainer(
             checkpoint.model, settings, data, runtime,
-            phase=section, seed=params.seed, teacher=teacher, progress=bar,
+            phase=section, seed=params.seed, teacher=taught_by, progress=bar,
         )  # fmt: skip
         every = params.runtime.print_every
         log = Log(
@@ -77,7 +79,8 @@ def train_stage(
     write_curves(stage, history.rows)
     _write_scores(stage, settings.select_on, params, checkpoint, runtime, history)
     save_checkpoint(out, checkpoint)
-    resume.remove()
+    if resume is not None:
+        resume.remove()
 
 
 def _write_scores(

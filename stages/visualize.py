@@ -97,7 +97,7 @@ def _look_at_weight(checkpoint: Checkpoint, name: str, quantizer: Quantizer) -> 
 
 def _look_at_activations(
     checkpoint: Checkpoint,
-    quantizers: Mapping[str, Quantizer],
+    activations: Mapping[str, Quantizer],
     params: Params,
     runtime: Runtime,
 ) -> dict[str, Seen]:
@@ -114,11 +114,11 @@ def _look_at_activations(
 
         return add
 
-    for name, quantizer in quantizers.items():
+    for name, quantizer in activations.items():
         quantizer.register_forward_pre_hook(watch(name))
     images = (x for x, _ in bar(batches, -(-count // size), "look at activations"))
     # Asked for at its quantizer, a ReLU's output is seen before it is quantized.
-    histograms = activation_histograms(checkpoint.model, list(quantizers), images)
+    histograms = activation_histograms(checkpoint.model, list(activations), images)
     return {name: (histogram, counts[name]) for name, histogram in histograms.items()}
 
 

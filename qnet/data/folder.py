@@ -24,6 +24,7 @@ from qnet.data.pixels import fill, for_each, to_pixels
 from qnet.data.prepared import Split
 from qnet.data.raw import Progress, Raw, class_names, require_same_classes, unlisted
 from qnet.errors import UserError, one_line, some
+from qnet.memory import is_of_machine
 
 _LAYOUT = "train/<class>/ and test/<class>/ with images in them"
 SIZES = range(4, 4097)  # what data.size may be
@@ -249,6 +250,8 @@ def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not an image: replace or remove it") from error
     except Exception as error:  # PIL raises a dozen kinds for damaged files
+        if is_of_machine(error):
+            raise
         raise UserError(
             f"{path}: cannot be read ({one_line(error)}): replace or remove it"
         ) from error

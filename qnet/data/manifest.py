@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from qnet.data.prepared import (
-    REMEDY,
+    PREPARE,
     SPLITS,
     DatasetInfo,
     labels_file,
@@ -112,12 +112,12 @@ def load_listing(folder: str | Path, name: str) -> Listing:
         root, width = str(content["root"]), int(content["width"][name])
         expected = content["sha256"][name]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: missing or damaged: {REMEDY}") from error
+        raise UserError(f"{file}: missing or damaged: {PREPARE}") from error
     paths = load_array(folder / f"{name}_paths.npy", f"S{width}", (len(labels),))
     sizes = load_array(folder / f"{name}_bytes.npy", np.int64, (len(labels),))
     listing = Listing(root, paths, labels, sizes)
     if listing.checksum() != expected:
-        raise UserError(f"{file}: the {name} files beside it do not fit its checksum: {REMEDY}")
+        raise UserError(f"{file}: the {name} files beside it do not fit its checksum: {PREPARE}")
     if not Path(root).is_dir():
         raise UserError(
             f"data.root: {root}, where the pictures were, is not there: put it back, or set "

@@ -23,10 +23,11 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from qnet.errors import UserError
+from qnet.memory import is_of_machine
 
 SPLITS = ("train", "validation", "test")
 _INFO_FILE = "dataset.json"
-REMEDY = "run `dvc repro prepare`"
+PREPARE = "run `dvc repro prepare`"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class DatasetInfo:
     """What a model has to know of its data.
 
     Attributes:
-        name: of the data set, as in `data.name`.
+        name: of the data set, as in `data.name`; imagenet tells that pictures are cropped its way.
         classes: name of each class; a label is an index into it.
         size: side of the square images, in pixels.
         channels: 1 gray, 3 colour.
@@ -162,10 +163,10 @@ def load_info(folder: str | Path) -> DatasetInfo:
     try:
         return _INFO.validate_json(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): {REMEDY}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}): {PREPARE}") from error
     except ValidationError as error:
         raise UserError(
-            f"{path}: not a data set description ({_first(error)}): {REMEDY}"
+            f"{path}: not a data set description ({_first(error)}): {PREPARE}"
         ) from error
 
 
@@ -193,12 +194,12 @@ def load_labels(folder: Path, name: str, info: DatasetInfo) -> Tensor:
     if name not in info.counts:
         raise UserError(
             f"{folder / _INFO_FILE}: knows no split {name!r}, only "
-            f"{', '.join(info.counts)}: {REMEDY}"
+            f"{', '.join(info.counts)}: {PREPARE}"
         )
     path = labels_file(folder, name)
     labels = load_array(path, np.int64, (info.counts[name],))
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(info.classes):
-        raise UserError(f"{path}: holds labels outside 0 to {len(info.classes) - 1}: {REMEDY}")
+        raise UserError(f"{path}: holds labels outside 0 to {len(info.classes) - 1}: {PREPARE}")
     return torch.from_numpy(labels)
 
 
@@ -220,16 +221,16 @@ def load_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.n
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: is missing: {REMEDY}") from error
-    except MemoryError:
-        raise
+        raise UserError(f"{path}: is missing: {PREPARE}") from error
     except Exception as error:  # NumPy raises a dozen kinds for damaged files
-        raise UserError(f"{path}: truncated or not an array file: {REMEDY}") from error
+        if is_of_machine(error):
+            raise
+        raise UserError(f"{path}: truncated or not an array file: {PREPARE}") from error
     if not isinstance(array, np.ndarray):  # an .npz archive
-        raise UserError(f"{path}: holds several arrays instead of one: {REMEDY}")
+        raise UserError(f"{path}: holds several arrays instead of one: {PREPARE}")
     if array.dtype != dtype or array.shape != shape:
         raise UserError(
             f"{path}: holds {array.dtype} {list(array.shape)} instead of "
-            f"{np.dtype(dtype)} {list(shape)}: {REMEDY}"
+            f"{np.dtype(dtype)} {list(shape)}: {PREPARE}"
         )
     return array

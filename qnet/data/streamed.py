@@ -26,8 +26,9 @@ from qnet.data.manifest import Listing
 from qnet.data.pixels import eight_bits
 from qnet.data.prepared import DatasetInfo
 from qnet.data.raw import Warn, to_stderr
-from qnet.data.workers import REMEDY, ignore_interrupt, make_room, why_lost
+from qnet.data.workers import FEWER_WORKERS, ignore_interrupt, make_room, why_lost
 from qnet.errors import UserError, one_line
+from qnet.memory import is_of_machine
 
 Order = tuple[list[int], list[int] | None]  # places of the pictures, and a seed for each
 Bad = tuple[int, str]  # place of a picture, and why it cannot be read
@@ -174,6 +175,8 @@ class _Pictures(Dataset[Decoded]):
                 try:
                     image = self._decode(chosen, None if seeds is None else seeds[number])
                 except Exception as error:  # PIL raises a dozen kinds for damaged files
+                    if is_of_machine(error):
+                        raise
                     bad.append((chosen, one_line(error)))
                     continue
                 images.append(image)
@@ -216,5 +219,5 @@ def _decoded(
         if (reason := why_lost(error)) is None:
             raise
         raise UserError(
-            f"runtime.workers is {workers}, and one of them died ({reason}): {REMEDY}"
+            f"runtime.workers is {workers}, and one of them died ({reason}): {FEWER_WORKERS}"
         ) from error

@@ -7,7 +7,7 @@ import os
 import signal
 from contextlib import suppress
 
-REMEDY = "use fewer, or give more memory (shared memory, in a container)"
+FEWER_WORKERS = "use fewer, or give more memory (shared memory, in a container)"
 
 
 def processors() -> int:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from qnet.errors import UserError, one_line
+from qnet.memory import is_out_of_memory
 from qnet.models.alexnet import AlexNet
 from qnet.models.resnet import STAGES, ResNet
 from qnet.models.resnet_cifar import CIFAR_DEPTHS, CifarResNet
@@ -198,6 +199,8 @@ def _check_shapes(model: nn.Module, name: str, classes: int, channels: int, size
     except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"model.name: {name!r} cannot take images of data.size {size} and data.channels "
             f"{channels} ({one_line(error)}); choose another data.size or another model"

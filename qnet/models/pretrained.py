@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from qnet.errors import UserError, one_line
 from qnet.files import check_readable
+from qnet.memory import is_out_of_memory
 from qnet.models.resnet import STAGES
 from qnet.states import load_state, misfit
 
@@ -122,6 +123,8 @@ def _from_torchvision(name: str, source: str) -> tuple[str, State]:
             progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
         )
     except Exception as error:  # of the network, of the disk, or of a damaged file
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"model.pretrained: {weights} could not be downloaded ({one_line(error)}); run it "
             f"again with a network, or put {weights.url} into {torch.hub.get_dir()}/checkpoints"
@@ -164,6 +167,8 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises a dozen kinds
+        if is_out_of_memory(error):
+            raise
         other = re.search(r"Unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and other:
             raise UserError(

@@ -24,9 +24,9 @@ from qnet.params.types import (
     Device,
     Epochs,
     Folder,
+    InnerShare,
     Levels,
     Padding,
-    Part,
     Patterns,
     Positive,
     PositiveOrNone,
@@ -62,7 +62,7 @@ class DataParams(Section):
     root: Folder
     size: Size
     channels: Channels
-    validation: Part
+    validation: InnerShare
     bad_images: CountOrZero
 
 

@@ -48,7 +48,7 @@ PositiveOrZero = Annotated[float, Field(ge=0, le=1e9, description="a number from
 Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")]
 ShareAboveZero = Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]
-Part = Annotated[float, Field(gt=0, lt=1, description="a number above 0 and below 1")]
+InnerShare = Annotated[float, Field(gt=0, lt=1, description="a number above 0 and below 1")]
 Tail = Annotated[float, Field(ge=0, lt=0.5, description="a number from 0 to below 0.5")]
 BackwardTemperature = Annotated[
     Positive | Literal["exact", "straight_through"],

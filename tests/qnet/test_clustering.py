@@ -15,8 +15,9 @@ from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose
 from sklearn.cluster import KMeans
 
-from qnet.clustering import Clusters, Histogram, Thresholds, cluster, cluster_together
+from qnet.clustering import Clusters, Thresholds, cluster, cluster_together
 from qnet.errors import UserError
+from qnet.histogram import Histogram
 from qnet.levels import LevelSet, activation_levels, weight_levels
 
 THRESHOLDS: tuple[Thresholds, ...] = ("uniform", "clustered", "centroids")
@@ -271,6 +272,18 @@ def test_trimming_does_not_leave_zeros_only() -> None:
     x[:5] = [1, 2, 3, 4, 5]
     found = cluster(x, LevelSet("a1", (0, 1)), gamma=0.01, thresholds="uniform", scale="max")
     assert (found.high, found.alpha, found.trimmed) == (5, 5, 0)
+
+
+@pytest.mark.parametrize("thresholds", ["clustered", "centroids"])
+def test_with_too_few_values_for_k_means_the_scale_is_that_of_uniform_thresholds(
+    thresholds: Thresholds,
+) -> None:
+    x = torch.tensor([0.1] * 99 + [1.0])
+    found, uniform = (
+        cluster(x, activation_levels(3), gamma=0, thresholds=rule, scale="least_squares")
+        for rule in (thresholds, "uniform")
+    )
+    assert found == uniform
 
 
 def test_a_histogram_is_as_good_as_its_values() -> None:

@@ -94,6 +94,13 @@ def test_packing_again_gives_the_same_file(checkpoint, tmp_path):
     assert (tmp_path / "again").read_bytes() == (tmp_path / "packed").read_bytes()
 
 
+def test_a_packed_network_is_not_saved_as_a_trained_one(checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "packed", checkpoint, packed=True)
+    with pytest.raises(UserError, match="its weights are bare levels; save it with packed=True"):
+        save_checkpoint(tmp_path / "again", load_checkpoint(tmp_path / "packed"))
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_network_in_full_precision():
     with pytest.raises(UserError, match="no weight is quantized: nothing to pack"):
         packed_state(network(3, 1, 8))

@@ -61,6 +61,15 @@ def test_outputs_and_statistics_do_not_change(name: str, bits: int) -> None:
         assert torch.equal(skipped.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("watched", [0, 1, 2])
+def test_a_relu_whose_values_someone_looks_at_stays(watched: int) -> None:
+    model = quantized(chain(), "2")
+    handle = model[watched].register_forward_hook(lambda module, inputs, output: None)
+    assert skip_relus(model) == []
+    handle.remove()
+    assert skip_relus(model) == ["1"]
+
+
 def test_batch_norm_over_several_processes_changes_nothing() -> None:
     model = build_model("resnet20", classes=10)
     quantized(model, *activation_sites(model, "input"))

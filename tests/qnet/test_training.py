@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qnet.data import Augment, Batches
 from qnet.errors import UserError
+from qnet.layers import quantized_weights
 from qnet.optimizer import set_learning_rate
 from qnet.quantizer import quantizers
 from qnet.relus import SkippedReLU
@@ -327,3 +328,12 @@ def test_a_network_of_which_nothing_may_learn(params, data):
     with pytest.raises(UserError, match=r"x\.epochs is 3, and no parameter .* may learn"):
         Trainer(model, params("fp", epochs=3), data, CPU, phase="x", seed=0)
     assert Trainer(model, params("fp", epochs=0), data, CPU, phase="x", seed=0).fit().rows == []
+
+
+def test_a_network_of_which_nothing_may_learn_at_first(two_phases, data):
+    model = model_of("activations").requires_grad_(False)
+    for _, weight, _ in quantized_weights(model):
+        weight.requires_grad_(True)
+    settings = two_phases(scale_lr=0.0, freeze_bn_affine=True)
+    with pytest.raises(UserError, match="no parameter of the network may learn"):
+        Trainer(model, settings, data, CPU, phase="x", seed=0)

@@ -14,6 +14,7 @@ from qnet.layers import insert_quantizers, quantizable_layers
 from qnet.levels import weight_levels
 from qnet.models import build_model
 from qnet.quantizer import Quantizer
+from qnet.steps import Quantize
 from qnet.weights import alike, quantized_together
 from tests.textbook import uneven
 
@@ -61,10 +62,8 @@ def test_together_as_one_by_one(levels: int | str) -> None:
 def test_a_step_of_resnet20_quantizes_five_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its 18 quantized layers have weights of five shapes, two of which one layer has alone."""
     model, calls = resnet20(), []
-    apply = qnet.weights.Quantize.apply
-    monkeypatch.setattr(
-        qnet.weights.Quantize, "apply", lambda x, *rest: calls.append(len(x)) or apply(x, *rest)
-    )
+    apply = Quantize.apply
+    monkeypatch.setattr(Quantize, "apply", lambda x, *rest: calls.append(len(x)) or apply(x, *rest))
     groups = alike(model)
     assert sorted(map(len, groups)) == [5, 5, 6]
     with quantized_together(groups):

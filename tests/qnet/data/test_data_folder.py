@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -161,6 +162,17 @@ def test_an_unreadable_image_is_named(tree: Path, name: str, damage: str) -> Non
         load(tree)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+def test_an_image_is_not_blamed_for_the_machine(tree: Path, error: Exception, monkeypatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("qnet.data.folder.to_pixels", fail)
+    with pytest.raises(type(error)) as caught:
+        load(tree)
+    assert caught.value is error
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,17 @@ def test_bad_pictures_are_left_out_of_evaluation(found) -> None:
     )
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_is_not_blamed_for_the_machine(found, workers, monkeypatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("qnet.data.streamed._Pictures._decode", fail)
+    data = batches(found, split="test", augment=None, workers=workers, bad_images=99, warn=str)
+    with pytest.raises(MemoryError):
+        list(data.ordered())
+
+
 def test_odd_but_good_pictures(found) -> None:
     listing = found[1]["test"]
     kinds = {0: ("CMYK", "JPEG"), 1: ("L", "JPEG"), 2: ("RGBA", "PNG"), 3: ("P", "PNG")}
