@@ -36,7 +36,7 @@ that took turns within one benchmark; another machine gives others.
 
 
 def main() -> None:
-    """Run them one after another; one that fails says so in its place and in the exit status."""
+    """Run them one after another; if one fails nothing is written."""
     parser = argparse.ArgumentParser(description="Run all benchmarks and write their tables.")
     parser.add_argument(
         "--quick", action="store_true", help="rough figures, printed and not written"
@@ -62,12 +62,12 @@ def main() -> None:
         parts.append(section(name, title, quick, output))
     parts.append(NOTES.read_text(encoding="utf-8"))
     document = "\n".join(parts)
-    if quick:
+    if quick or failed:
         print(document)
     else:
         write_text(OUT, document)
     if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
+        sys.exit(f"failed: {', '.join(failed)}; {OUT.name} stays as it was")
 
 
 def section(name: str, title: str, options: list[str], output: str) -> str:

@@ -71,16 +71,17 @@ def take_turns(
     return found
 
 
-def timed(batches: Iterable[Item], seconds: list[float]) -> Iterator[Item]:
-    """The batches. Notes how long each but the first took, from being asked for to the next one.
+def timed(batches: Iterable[Item], seconds: list[float], warm_up: int = 1) -> Iterator[Item]:
+    """The batches. Notes how long each took after the first `warm_up`, from being asked for to the
+    next one.
 
-    So the first warms up: libraries load, and worker processes fill their queues.
+    Meanwhile libraries load, and worker processes fill their queues.
     """
     started = time.perf_counter()
     for number, batch in enumerate(batches):
         yield batch
         now = time.perf_counter()
-        if number > 0:
+        if number >= warm_up:
             seconds.append(now - started)
         started = now
 
@@ -158,7 +159,8 @@ def machine() -> list[str]:
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(x.split(": ")[1] for x in lines if x.startswith("model name"))
+        named = (x.split(": ")[1] for x in lines if x.startswith("model name"))
+        processor = next(named, processor)  # none on ARM
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     described = subprocess.run(

@@ -1,10 +1,10 @@
 """How many training images a second are loaded and augmented, and by torchvision instead.
 
 First small images in memory: cropped after padding, mirrored and normalised, by this project in the
-process that trains, by torchvision with workers from PIL images. Then pictures decoded while a
-network trains, of random colours that fade into each other, in JPEG files in a temporary folder:
-cut at random, resized to 224 pixels, mirrored and normalised. All take turns; the first batch,
-during which workers start and fill their queues, is not counted.
+process that trains, by torchvision with workers from PIL images. Then pictures decoded in each
+epoch, of random colours that fade into each other, in JPEG files in a temporary folder: cut at
+random, resized to 224 pixels, mirrored and normalised. All take turns; the first two batches of
+each worker, during which they start and fill their queues, are not counted.
 
     python -m benchmarks.data_pipeline
 """
@@ -63,8 +63,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=count, default=5, help="of each (default: 5)")
     given = parse(parser, {"images": 2560, "pictures": 160, "picture_batch": 16, "repeats": 2})
     for all_of_them, batch in (("images", "batch"), ("pictures", "picture_batch")):
-        if getattr(given, all_of_them) < 2 * getattr(given, batch):
-            parser.error(f"--{all_of_them} must make two batches or more: the first is left out")
+        if getattr(given, all_of_them) <= 2 * given.workers * getattr(given, batch):
+            parser.error(f"--{all_of_them} must make more than two batches for each worker")
 
     with tempfile.TemporaryDirectory() as folder:
         rows = [
@@ -86,7 +86,10 @@ def compare(
     """Images a second of both, and the ratio."""
     generator = torch.Generator().manual_seed(0)
     turns = take_turns(
-        {"ours": _rate(lambda: ours.epoch(generator)), "theirs": _rate(lambda: theirs)},
+        {
+            "ours": _rate(lambda: ours.epoch(generator), 2 * given.workers),
+            "theirs": _rate(lambda: theirs, 2 * given.workers),
+        },
         given.repeats,
         warm_up=0,
     )
@@ -148,12 +151,12 @@ def write_pictures(folder: Path, number: int) -> None:
         Image.fromarray(colours).resize(PICTURE, Image.Resampling.BICUBIC).save(file, quality=95)
 
 
-def _rate(batches: Callable[[], Iterable[Any]]) -> Callable[[], float]:
-    """Images a second, from the second batch on."""
+def _rate(batches: Callable[[], Iterable[Any]], warm_up: int) -> Callable[[], float]:
+    """Images a second, after so many batches."""
 
     def run() -> float:
         seconds: list[float] = []
-        for _, labels in timed(batches(), seconds):
+        for _, labels in timed(batches(), seconds, warm_up):
             images = len(labels)
         return images * len(seconds) / sum(seconds)
 

@@ -1,10 +1,10 @@
 """How long ResNet-20 takes for images, in full precision and quantized, on a processor.
 
-Random images of CIFAR's shape, channels-last: by the network as it is loaded and compiled as a
-whole, both in float32; compiled after `network.bfloat16()`; and compiled after `qnet.to_int8`, in
-float32 but for its sums, where both weights and activations are quantized. All take turns. Last the
-time of the best way over that of full precision, compiled in float32. Each network is compiled for
-each number of images, which takes seconds and is not counted.
+Random images of CIFAR's shape, channels-last: by the network as it is, as `qnet.load_model` gives
+it, and compiled as a whole, both in float32; compiled after `network.bfloat16()`; and compiled
+after `qnet.to_int8`, in float32 but for its sums, where both weights and activations are quantized.
+All take turns. Last the time of the best way over that of full precision, compiled in float32. Each
+network is compiled for each number of images, which takes seconds and is not counted.
 
 Fresh memory for each layer's output costs time, which GNU's C library saves if it may keep what is
 given back: set MALLOC_TOP_PAD_=500000000 in the environment.
@@ -23,11 +23,12 @@ from contextlib import suppress
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.common import count, figure, parse, start_runtime, table, take_turns
 from benchmarks.training_step import SIZE, phase_name, quantized_network
 from qnet import UserError, to_int8
+from qnet.fused import use_compiled
 
 TURN = 0.1  # seconds that a turn takes at least
 KINDS = ("as it is", "compiled", "bfloat16, compiled", "int8, compiled")
@@ -49,7 +50,8 @@ def main() -> None:
     given = parse(parser, {"phases": ["fp", "2/2"], "batches": [16], "repeats": 2})
 
     start_runtime(given.threads or "auto")
-    networks: dict[tuple[str, str], nn.Module] = {}
+    use_compiled(False)  # as without the pipeline
+    networks: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
     for phase in given.phases:
         network = quantized_network(phase).eval().to(memory_format=torch.channels_last)
         networks[phase, KINDS[0]] = network
@@ -80,7 +82,7 @@ def main() -> None:
     print(table(head, rows, words=2))
 
 
-def _turn(network: nn.Module, images: Tensor) -> Callable[[], float]:
+def _turn(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], float]:
     """Warms up, and then gives the seconds of one call, on average over a turn."""
     network(images)
     started = time.perf_counter()

@@ -115,8 +115,9 @@ def prepare(function: Function, dtype: torch.dtype, n: int, values: int) -> Call
 
 
 def _warm(function: Function, dtype: torch.dtype, n: int, values: int) -> Callable[[], Times]:
-    """As `prepare`, after a few values that load what is loaded at first use."""
-    prepare(function, dtype, n, 1000)()
+    """As `prepare`, in a process of its own, once all is compiled and loaded."""
+    start_runtime()
+    prepare(function, dtype, n, values)()
     return prepare(function, dtype, n, values)
 
 

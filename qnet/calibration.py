@@ -17,7 +17,7 @@ from qnet.modes import modes_kept
 def activation_histograms(
     model: nn.Module, sites: Sequence[str], batches: Iterable[Tensor]
 ) -> dict[str, Histogram]:
-    """Histograms of the values at `sites` while `model`, put in eval mode, sees `batches`.
+    """Histograms of the values at `sites` while `model`, in eval mode meanwhile, sees `batches`.
 
     Memory does not grow with the number of images.
 
@@ -47,17 +47,18 @@ def activation_histograms(
             hook = _input_to(histogram)
             handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
-        model.eval()
-        seen = 0
-        for batch in batches:
-            if not isinstance(batch, Tensor):
-                raise UserError(
-                    f"activation_histograms: a batch is a {type(batch).__name__}; give tensors "
-                    "alone, such as (images for images, _ in loader), and wrap a network of "
-                    "several inputs in a module that takes one"
-                )
-            model(batch)
-            seen += len(batch)
+        with modes_kept(model):
+            model.eval()
+            seen = 0
+            for batch in batches:
+                if not isinstance(batch, Tensor):
+                    raise UserError(
+                        f"activation_histograms: a batch is a {type(batch).__name__}; give tensors "
+                        "alone, such as (images for images, _ in loader), and wrap a network of "
+                        "several inputs in a module that takes one"
+                    )
+                model(batch)
+                seen += len(batch)
     finally:
         for handle in handles:
             handle.remove()

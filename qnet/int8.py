@@ -25,9 +25,9 @@ def to_int8(model: nn.Module) -> nn.Module:
     """A copy of `model` for inference on a processor, in which quantized layers add integers.
 
     These are layers whose input and weight are both quantized, with one alpha each and levels of
-    up to 8 bits, of one of them up to 7, whose sums cannot exceed 2^24, which float32 holds; the
-    others stay as they are. Made for processors with VNNI; `torch.compile` then joins what lies
-    between the layers.
+    up to 8 bits, of one of them up to 7, whose sums cannot exceed 2^24, which float32 holds, and
+    whose padding is zeros, given as numbers; the others stay as they are. Made for processors with
+    VNNI; `torch.compile` then joins what lies between the layers.
 
     Args:
         model: a network as `qnet.load_model` gives it, on the processor; it is not changed.
@@ -53,8 +53,8 @@ def to_int8(model: nn.Module) -> nn.Module:
     if not layers:
         raise UserError(
             "to_int8: no layer of the network has input and weight quantized, with one alpha each, "
-            "to levels of 8 and 7 bits or fewer; train one with activations.bits and "
-            "activations.sites=input, or use the network as it is"
+            "to levels of 8 and 7 bits or fewer, and zeros for padding, given as numbers; train "
+            "one with activations.bits and activations.sites=input, or use the network as it is"
         )
     for layer in layers:
         _convert(layer)
@@ -110,6 +110,10 @@ class _Int8Layer(QuantizedLayer):
         if mode:
             raise UserError("to_int8: its network cannot be trained; train the one it came from")
         return nn.Module.train(self, mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.pack()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "packed"}

@@ -113,8 +113,10 @@ def quantizable_layers(
 ) -> list[str]:
     """Names of the convolutions and linear layers to quantize, in the order of their registration.
 
-    The model has to call them: one whose weight it uses in a way of its own (as torchvision's Swin
-    does in its attention) is listed, and quantizing it has no effect.
+    These are `nn.Conv2d` and `nn.Linear` themselves: no subclass (`nn.MultiheadAttention` has one),
+    and none whose weight is computed from others (`weight_norm`). The model has to call them: one
+    whose weight it uses in a way of its own (as torchvision's Swin does in its attention) is
+    listed, and quantizing it has no effect.
 
     Args:
         model: any module.
@@ -184,9 +186,11 @@ def insert_quantizers(
     weights: Mapping[str, Quantizer] = {},
     activations: Mapping[str, Quantizer] = {},
 ) -> nn.Module:
-    """Put quantizers into the layers of `model`, in place, before it is compiled.
+    """Put quantizers into the layers of `model`, in place.
 
-    May be called again for other places. Parameters keep their identity and names. Each quantizer
+    Before it is compiled, wrapped (as for several processes) or given to an optimizer, which would
+    not know of alpha and beta; and after its weights are loaded, which alpha and beta fit. May be
+    called again for other places. Parameters keep their identity and names. Each quantizer
     takes the device and the mode (train or eval) of its layer. A module that is used several times,
     or has several names, has one quantizer for all its uses.
 
@@ -201,7 +205,8 @@ def insert_quantizers(
 
     Raises:
         UserError: a name is not that of such a layer, there is a quantizer already, one is given
-            twice, or it is none. The model is then unchanged.
+            twice, or it is none; or the layer has a forward of its own, which would not call it.
+            The model is then unchanged.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     places: dict[tuple[nn.Module, str], Quantizer] = {}
@@ -218,6 +223,11 @@ def insert_quantizers(
                     f"{kind}: {name!r} is not {_DESCRIBED[kind]}; {_nearest(name, list(known))}"
                 )
             module = modules[name]
+            if "forward" in vars(module):
+                raise UserError(
+                    f"{kind}: {name!r} has a forward that was set on it and would not quantize; "
+                    "insert quantizers first"
+                )
             slot = "weight_quantizer" if kind == "weights" else _slots(module)[0]
             if (module, slot) in places or isinstance(getattr(module, slot, None), Quantizer):
                 raise UserError(f"{kind}: {name!r} has a quantizer already; give it only one")

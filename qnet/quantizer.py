@@ -17,7 +17,6 @@ from qnet.clustering import Clusters
 from qnet.errors import UserError
 from qnet.levels import LevelSet, require_levels
 from qnet.staircase import (
-    Stairs,
     Window,
     chunks,
     compute_dtype,
@@ -42,8 +41,8 @@ class Quantizer(nn.Module):
 
     Args:
         levels: the level set.
-        thresholds: one fewer than levels, strictly increasing, in units of beta x, frozen (do not
-            write to the buffer later); None: halfway between neighbouring levels.
+        thresholds: one fewer than levels, strictly increasing, in units of beta x, frozen; None:
+            halfway between neighbouring levels.
         alpha: scale of the output; a number, or a tensor that broadcasts against x (per channel).
         beta: scale of the input; likewise.
         forward_mode: the function while training, "hard" or "soft".
@@ -101,7 +100,7 @@ class Quantizer(nn.Module):
         self.alpha = nn.Parameter(_finite("alpha", _float_tensor(alpha)))
         self.beta = nn.Parameter(_finite("beta", _float_tensor(beta)))
         self.register_buffer("thresholds", _checked(_float_tensor(thresholds), levels))
-        self.stairs = self._stairs()
+        self._read_thresholds()
         self.register_buffer("temperature", _float_tensor(1.0))
         self.set_temperature(temperature)
 
@@ -123,9 +122,20 @@ class Quantizer(nn.Module):
             backward_temperature=backward_temperature,
         )
 
-    def _stairs(self) -> Stairs:
-        """The thresholds as numbers: reading them later would wait for the device."""
-        return stairs_of(self.thresholds.cpu(), self.level_set.steps, torch.float32)
+    def _read_thresholds(self) -> None:
+        """Keep the thresholds as numbers: reading them in each call would wait for the device."""
+        found = stairs_of(self.thresholds.cpu(), self.level_set.steps, torch.float32)
+        if found != getattr(self, "stairs", None):  # which may have prepared more
+            self.stairs = found
+        self._read_at = _version(self.thresholds)
+
+    def _follow_thresholds(self) -> None:
+        """Read them again if they were written to, as averaging and DistributedDataParallel do."""
+        if torch.compiler.is_compiling():
+            return
+        version = _version(self.thresholds)
+        if version is not None and version != self._read_at:
+            self._read_thresholds()
 
     def set_temperature(self, temperature: float) -> None:
         """Set T of the soft function.
@@ -159,6 +169,7 @@ class Quantizer(nn.Module):
         """
         if not x.is_floating_point():
             raise UserError(f"Quantizer: x is of {x.dtype}; convert it to a floating type first")
+        self._follow_thresholds()
         soft = self.force_soft or (self.training and self.forward_mode == "soft")
         window: Window
         if self.backward_temperature == "exact":
@@ -181,8 +192,9 @@ class Quantizer(nn.Module):
     def integers(self, x: Tensor) -> Tensor:
         """The level of each value, as int8 or, for levels beyond 127, int16.
 
-        In eval mode the module gives exactly `alpha * integers(x)`.
+        In eval mode the module gives exactly `alpha * integers(x)`, rounded to the type of x.
         """
+        self._follow_thresholds()
         dtype = compute_dtype(x)
         stairs = stairs_of(self.thresholds, self.stairs, dtype)
         integer = torch.int8 if self.level_set.max_abs < 2**7 else torch.int16
@@ -210,7 +222,7 @@ class Quantizer(nn.Module):
 
         super()._apply(moved, recurse)
         if not self.thresholds.is_meta:
-            self.stairs = self._stairs()
+            self._read_thresholds()
         return self
 
     def _load_from_state_dict(
@@ -226,12 +238,16 @@ class Quantizer(nn.Module):
             return
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if not self.thresholds.is_meta:
-            self.stairs = self._stairs()
+            self._read_thresholds()
 
 
 @contextmanager
 def soft_forward(*modules: nn.Module) -> Iterator[None]:
-    """Within the context every Quantizer among or in the modules computes the soft function."""
+    """Within the context every Quantizer among or in the modules computes the soft function.
+
+    To train with it, set `forward_mode`: what is computed again in a backward pass outside the
+    context (`torch.utils.checkpoint`) is hard.
+    """
     found = [quantizer for module in modules for _, quantizer in quantizers(module)]
     before = [(quantizer, quantizer.force_soft) for quantizer in found]
     try:
@@ -257,6 +273,11 @@ def _float_tensor(values: float | Sequence[float] | Tensor) -> Tensor:
     if isinstance(values, Tensor) and values.is_floating_point():
         dtype = values.dtype
     return torch.as_tensor(values, dtype=torch.promote_types(dtype, torch.float32)).detach().clone()
+
+
+def _version(tensor: Tensor) -> int | None:
+    """A number that grows with each write to it; None where PyTorch keeps none."""
+    return None if tensor.is_inference() or tensor.is_meta else tensor._version
 
 
 def _finite(name: str, scale: Tensor) -> Tensor:

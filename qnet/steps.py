@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from qnet.errors import UserError
 from qnet.fused import applies, fused_backward, fused_forward
 from qnet.staircase import (
     Stairs,
@@ -156,7 +157,11 @@ def soft_steps(
 
     Returns:
         Tensor like x, between 0 and Σ s_i.
+
+    Raises:
+        UserError: x is of no floating type.
     """
+    _require_floating(x, "soft_steps")
     window = temperature if backward_temperature == "exact" else backward_temperature
     if isinstance(window, Tensor):
         window = window.clone()  # torch.compile accepts no tensor twice
@@ -180,6 +185,15 @@ def hard_steps(
 
     Returns:
         Tensor like x, of whole numbers.
+
+    Raises:
+        UserError: x is of no floating type.
     """
+    _require_floating(x, "hard_steps")
     alpha, beta = x.new_ones(()), x.new_ones(())
     return Quantize.apply(x, alpha, beta, thresholds, steps, 0.0, None, backward_temperature, False)
+
+
+def _require_floating(x: Tensor, name: str) -> None:
+    if not x.is_floating_point():
+        raise UserError(f"{name}: x is of {x.dtype}; convert it to a floating type first")

@@ -1,14 +1,15 @@
 """What the tests share: sections of params.yaml with a few values changed, and tiny data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from pydantic import BaseModel
 
+import qnet.fused
 from qnet.data import DatasetInfo, Split
 from qnet.params import ActivationsParams, FpParams, QuantizedTrainingParams, load_params
 
@@ -24,8 +25,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # The same examples in each run; --hypothesis-profile=default looks for new ones.
-settings.register_profile("repeatable", derandomize=True)
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,  # a busy machine is no failure
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """A test starts with the same random numbers whichever ran before it, and leaves what is set
+    for the whole process as it was."""
+    torch.manual_seed(0)
+    compiled, threads = qnet.fused._Switch.on, torch.get_num_threads()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    qnet.fused.use_compiled(compiled)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 @pytest.fixture(scope="session")

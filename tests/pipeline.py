@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ QUICK = {
     "data.size": 8,
     "model.name": "tests.tiny:network",
     "cluster.images": 200,
+    "runtime.device": "cpu",
     "runtime.threads": 1,
     "runtime.precision": "float32",
     **{
@@ -45,29 +47,46 @@ def write_params(folder: Path, **changes: Any) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
+# Ends a stage by signal 9 at the end of so many more epochs.
+_KILLED = """
+import os, runpy, sys
+from stages.logs import Log
+
+epoch, left, stage = Log.epoch, [int(sys.argv.pop(1))], sys.argv.pop(1)
+
+def epoch_and_end(log, history):
+    epoch(log, history)
+    left[0] -= 1
+    if left[0] == 0:
+        sys.stdout.flush()
+        os.kill(os.getpid(), 9)
+
+Log.epoch = epoch_and_end
+runpy.run_module(stage, run_name="__main__", alter_sys=True)
+"""
+
+
 def start(stage: str, folder: Path) -> "subprocess.Popen[str]":
     """Start `python -m stages.<stage>` in `folder`, as DVC does: seconds of imports."""
+    return _start(folder, "-m", f"stages.{stage}")
+
+
+def kill_after(stage: str, folder: Path, epochs: int) -> None:
+    """Run a training stage that is killed (signal 9) at the end of so many more epochs."""
+    process = _start(folder, "-c", _KILLED, str(epochs), f"stages.{stage}")
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == -signal.SIGKILL, output
+
+
+def _start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", f"stages.{stage}"],
+        [sys.executable, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def kill_after(stage: str, folder: Path, epochs: int) -> None:
-    """Start a training stage and kill it (signal 9) when it has told of so many more epochs."""
-    process = start(stage, folder)
-    assert process.stdout is not None
-    for line in process.stdout:
-        epochs -= " epoch " in line
-        if epochs == 0:
-            break
-    process.kill()
-    process.wait()
-    process.stdout.close()
 
 
 def run(stage: str, folder: Path, *arguments: str, status: int = 0) -> str:

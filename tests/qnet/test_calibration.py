@@ -90,3 +90,11 @@ def test_calibrating_changes_no_batch_norm() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     activation_histograms(model, ["1"], [torch.ones(3, 2) * 7])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_modes_are_as_before() -> None:
+    model = Borrower().train()
+    model.last.eval()
+    activation_histograms(model, ["called"], [torch.ones(3, 2)])
+    assert model.training
+    assert not model.last.training

@@ -80,13 +80,19 @@ def test_the_same_network_gives_the_same_bytes(path, checkpoint, tmp_path):
 
 
 def test_a_weight_with_two_names(tiny_info, tmp_path, monkeypatch):
-    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
-    model[2].weight = model[1].weight
-    monkeypatch.setattr("qnet.checkpoint.build_model", lambda *name, **images: model)
+    def tied(*name, **images):
+        model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+        model[2].weight = model[1].weight
+        return model
+
+    monkeypatch.setattr("qnet.checkpoint.build_model", tied)
+    model, x = tied(), torch.randn(2, 1, 8, 8)
     save_checkpoint(
         tmp_path / "tied.safetensors", Checkpoint(model, "tests.tiny:network", tiny_info)
     )
-    assert load_model(tmp_path / "tied.safetensors") is model
+    loaded = load_model(tmp_path / "tied.safetensors")
+    assert loaded[1].weight is loaded[2].weight
+    assert torch.equal(loaded(x), model(x))
 
 
 @pytest.mark.parametrize(

@@ -198,11 +198,14 @@ def both(tmp_path_factory) -> list[dict]:
         port = server.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
-        workers = [context.Process(target=worker, args=(n, port, folder)) for n in range(WORLD)]
+        workers = [
+            context.Process(target=worker, args=(n, port, folder), daemon=True)
+            for n in range(WORLD)
+        ]
         for process in workers:
             process.start()
     for process in workers:
-        process.join()
+        process.join(240)  # those that are left end with this process
         assert process.exitcode == 0
     return [torch.load(folder / f"{number}.pt") for number in range(WORLD)]
 

@@ -285,3 +285,11 @@ def test_where_float64_is_the_default():
             torch.testing.assert_close(to_int8(layer)(x), layer(x), rtol=1e-6, atol=1e-6)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_another_state_is_loaded_whole() -> None:
+    a, b = (to_int8(quantized(nn.Linear(8, 2))) for _ in range(2))
+    a.load_state_dict(b.state_dict())
+    x = torch.randn(4, 8)
+    with torch.inference_mode():
+        assert torch.equal(a(x), b(x))

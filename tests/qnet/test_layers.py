@@ -383,3 +383,11 @@ def test_a_quantizer_goes_to_the_device_of_its_layer() -> None:
     quantizer = Quantizer(activation_levels(2))  # type: ignore[arg-type]
     insert_quantizers(model, activations={"1": quantizer})
     assert quantizer.alpha.device == model[1].weight.device
+
+
+def test_a_layer_whose_forward_is_its_own_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    forward = model[0].forward
+    model[0].forward = lambda x: forward(x)
+    with pytest.raises(UserError, match="'0' has a forward that was set on it"):
+        insert_quantizers(model, weights={"0": Quantizer(weight_levels(1))})

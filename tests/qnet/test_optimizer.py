@@ -48,3 +48,12 @@ def test_the_rate_changes_with_every_batch(params, data):
     run._step = recorded
     run.fit()
     assert len(set(rates)) == len(rates) == 2 * len(data.train)
+
+
+def test_the_rate_of_a_recorded_step_is_changed_in_place() -> None:
+    rate = torch.tensor(1.0)  # as on CUDA, where a graph reads it
+    group = {"params": [torch.ones(1, requires_grad=True)], "lr": rate, "lr_factor": 0.1}
+    optimizer = torch.optim.SGD([group], lr=1.0)
+    set_learning_rate(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert rate.item() == pytest.approx(0.05)

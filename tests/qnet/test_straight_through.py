@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qnet import Quantizer, UserError, activation_levels, insert_quantizers, weight_levels
-from qnet.fused import use_compiled
+from qnet.fused import applies, use_compiled
 from qnet.relus import skip_relus
 from qnet.steps import hard_steps, soft_steps
 
@@ -37,6 +37,7 @@ def test_gradient_is_that_of_a_line_between_the_outermost_levels(levels, compile
     grad = torch.randn(x.shape)
     quantizer = Quantizer(levels, alpha=0.7, beta=1.3, backward_temperature="straight_through")
     use_compiled(compiled)
+    assert applies(x, quantizer.alpha, quantizer.beta) == compiled
     try:
         quantizer.train()(x).backward(grad)
     finally:

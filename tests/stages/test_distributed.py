@@ -2,13 +2,12 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -42,30 +41,46 @@ def figures(folder: Path) -> list[dict[str, float]]:
         return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
 
-def children(pid: int) -> list[int]:
-    listed = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid="], stdout=subprocess.PIPE, text=True, check=True
-    )
-    pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
-    return [child for child, parent in pairs if parent == pid]
+@pytest.fixture
+def begun(workspace):
+    """Starts train_fp, waits for its first epoch, and gives it and its processes in their order."""
+    started = []
+
+    def begin() -> tuple["subprocess.Popen[str]", list[psutil.Process]]:
+        process = start("train_fp", workspace)
+        children: list[psutil.Process] = []
+        started.append((process, children))
+        assert process.stdout is not None
+        output = []
+        for line in process.stdout:
+            output.append(line)
+            if " epoch " in line:
+                break
+        else:
+            pytest.fail("".join(output))
+        children += psutil.Process(process.pid).children()
+        return process, sorted(children, key=lambda child: int(child.environ()["RANK"]))
+
+    yield begin
+    for process, children in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+        for child in filter(alive, children):
+            child.kill()
 
 
-def alive(pid: int) -> bool:
+def alive(process: psutil.Process) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return True
 
 
-def test_two_processes_one_killed_then_resumed_end_as_one_process(prepared, workspace):
-    process = start("train_fp", workspace)
-    assert process.stdout is not None
-    epochs = 0
-    while epochs < 1:
-        epochs += " epoch " in process.stdout.readline()
-    first, second = sorted(children(process.pid))
-    os.kill(second, signal.SIGKILL)
+def test_two_processes_one_killed_then_resumed_end_as_one_process(prepared, workspace, begun):
+    process, (first, second) = begun()
+    second.kill()
     lines = process.communicate(timeout=60)[0].strip().splitlines()
     assert process.returncode == 1
     message = "error: process 2 of 2 ended by signal 9; if memory ran out, use fewer"
@@ -105,19 +120,13 @@ def test_a_mistake_is_one_line_once(workspace):
     assert lines[0].startswith("error: fp.lr is 1000000000.0: the loss is ")
 
 
-def test_processes_whose_launcher_is_killed_end(workspace):
+def test_processes_whose_launcher_is_killed_end(workspace, begun):
     write_params(workspace, **{**CHANGES, "fp__epochs": 10000}, runtime__processes=2)
-    process = start("train_fp", workspace)
-    assert process.stdout is not None
-    while " epoch " not in process.stdout.readline():
-        pass
-    workers = children(process.pid)
+    process, workers = begun()
     assert len(workers) == 2
     process.kill()
-    process.wait()
-    process.stdout.close()
     deadline = time.monotonic() + 20
-    while any(alive(pid) for pid in workers):
+    while any(map(alive, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 

@@ -107,7 +107,7 @@ def test_a_line_and_a_state_for_every_so_many_epochs(workspace, finished):
     write_params(workspace, runtime__print_every=2, runtime__save_every=2)
     lines = run("train_fp", workspace).splitlines()
     assert [line.split()[2] for line in lines] == ["2", "3"]
-    kill_after("train_fp", workspace, epochs=1)
+    kill_after("train_fp", workspace, epochs=2)
     assert "resumed after epoch 2" in run("train_fp", workspace)
     assert results(workspace, "train_fp") == results(finished, "train_fp")
 
