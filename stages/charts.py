@@ -81,7 +81,7 @@ def draw_comparison(path: Path, points: Sequence[Point]) -> None:
     """
     others = [point for point in points if point.pair != FULL_PRECISION]
     places = _places([point.pair for point in others])
-    figure = Figure(figsize=(max(8.0, 0.85 * len(places)), 4))
+    figure = Figure(figsize=(max(8.0, 0.85 * len(places)), 4), layout="constrained")
     axis = figure.subplots()
     lines = cycle(LINES)
     for point in points:
@@ -114,10 +114,12 @@ def draw_comparison(path: Path, points: Sequence[Point]) -> None:
     axis.set_xlabel("weight bits / activation bits")
     axis.set_ylabel("test top-1 %")
     axis.margins(x=0.05, y=0.12)
-    if axis.get_legend_handles_labels()[1]:
+    if len(settings) > 1:  # their names are long
+        figure.legend(frameon=False, loc="outside lower left", fontsize=9)
+        figure.set_figheight(4 + 0.2 * len(axis.get_legend_handles_labels()[1]))
+    elif axis.get_legend_handles_labels()[1]:
         axis.legend(frameon=False, loc="best", fontsize=9)
     _plain(axis)
-    figure.tight_layout()
     save(figure, path, dpi=110)
 
 
