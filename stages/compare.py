@@ -75,8 +75,8 @@ def main() -> None:
     groups = group(_experiments(arguments.commits))
     if not groups:
         raise UserError(
-            f"-n is {arguments.commits}, and no experiment that started from so many of the last "
-            "commits has finished; look further back with a higher -n, or run one: `dvc exp run`"
+            f"-n is {arguments.commits}, and no experiment that started so few commits back has "
+            "finished; look further back with a higher -n, or run one with `dvc exp run`"
         )
     settings = _differences(groups)
     _print_tables(groups, settings)
