@@ -1,5 +1,4 @@
-"""Batch norm over the parts of a batch that several processes hold, as over the whole batch; and
-its statistics measured once the network is final.
+"""Synchronised batch norm for data-parallel training; re-estimation of its statistics afterwards.
 
 Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1 and section 3, per channel and with
 sums over the n values that all processes have in it:

@@ -99,7 +99,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     path = Path(path)
     device = device_named(device)
     if not path.exists():
-        raise UserError(f"{path} does not exist; train the network first, or mend the path")
+        raise UserError(f"{path} does not exist; train the network first, or fix the path")
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file in it")
     check_readable(path)
@@ -155,12 +155,15 @@ def _checked(path: str | Path, dataset: DatasetInfo) -> DatasetInfo:
     try:
         return DatasetInfo.from_dict(dataset.to_dict())
     except ValueError as error:
-        raise UserError(f"{path} could not be read again: dataset: {error}; mend it") from None
+        raise UserError(f"{path} could not be read again: dataset: {error}; fix it") from None
 
 
 def check_rebuilt(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Raise a `UserError` if what is loaded from a file of `checkpoint`, at `path`, would not be
-    this network. `save_checkpoint` does; asked before training, it is no work lost."""
+    """Raise a `UserError` if a file of `checkpoint`, at `path`, would load as another network.
+
+    `save_checkpoint` calls this; calling it before training avoids training a network that cannot
+    be saved.
+    """
     model, architecture = checkpoint.model, checkpoint.architecture
     described = _described(model)
     itself = "give the network itself, not compiled, averaged or else wrapped"

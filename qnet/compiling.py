@@ -1,4 +1,4 @@
-"""What PyTorch compiles, and what happens where it cannot: the same numbers, slower, and a word."""
+"""Compiling with PyTorch; where that fails, a warning and the same results, computed uncompiled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CompiledNetwork:
         """Logits [N, classes] of images [N, C, H, W]."""
         if self.works:
             try:
-                # Backward too is compiled in this call, for an error in a later one is not caught.
+                # Compile backward in this call too: an error in a later one would not be caught.
                 with config.patch(force_non_lazy_backward_lowering=True):
                     return self.compiled(images)
             except Exception as error:
@@ -34,13 +34,13 @@ class CompiledNetwork:
 
 
 def warn_slower(what: str, error: Exception) -> None:
-    """Say what is done instead, and why; a missing or failing compiler shows in many ways.
+    """Warn that `what` happened, and why; a missing or failing compiler shows in many ways.
 
-    To be called where `error` is caught.
+    Call it where `error` is caught.
 
     Raises:
-        UserError, MemoryError, RuntimeError: `error` itself, a mistake or memory that ran out: not
-            of compiling, and trying again would hide it, or fail.
+        UserError, MemoryError, RuntimeError: `error` itself, where it is a user's mistake or memory
+            that ran out: computing uncompiled would hide the one and fail at the other.
     """
     if isinstance(error, UserError) or is_out_of_memory(error):
         raise error

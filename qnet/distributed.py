@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def join(device: str) -> None:
-    """Meet the other processes that torchrun has started.
+    """Join the process group of those that torchrun has started.
 
     Args:
         device: `runtime.device`; for `cpu`, CUDA is left alone.
@@ -25,7 +25,11 @@ def join(device: str) -> None:
 
 
 def leave() -> bool:
-    """End the common work when all have come here; whether this is the process that goes on."""
+    """Wait for all processes, then shut down the process group.
+
+    Returns:
+        Whether this is the first process, which continues alone.
+    """
     first = rank() == 0
     if world() > 1:
         total([])

@@ -55,7 +55,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder that a file at `path` will lie in, before the work that it is to hold.
+    """Make the folder of `path` and check that a file can go there, before the work it will hold.
 
     Raises:
         UserError: the folder cannot be made or written, or `path` is itself a folder.

@@ -16,23 +16,23 @@ import torch
 from torch import Tensor
 
 from qnet.compiling import warn_slower
-from qnet.kernels import Numbers, Plan, level, slope_over_t
+from qnet.kernels import Numbers, Plan, level, window_over_t
 from qnet.plans import plan_of
-from qnet.staircase import Stairs, Temperature, Window
+from qnet.staircase import Stairs, Temperature, WindowTemperature
 
 _WORTH_IT = 2**18  # values; below, starting a kernel costs as much as it saves
 
 Kernel = Callable[..., tuple[Tensor, ...]]
 
 
-class Built(NamedTuple):
+class KernelSpec(NamedTuple):
     """What is built into a kernel; the numbers of the plans are its arguments."""
 
     steps: tuple[int, ...]
     offset: float
     soft: bool
     plan: Plan
-    window: Plan | None = None  # of the gradient
+    window: Plan | None = None  # of the gradient, in a backward kernel
     rectified: bool = False
 
 
@@ -49,10 +49,10 @@ def fused_forward(
     if planned is None:
         return None
     plan, numbers = planned
-    built = Built(tuple(stairs.steps), offset, temperature is not None, plan)
+    spec = KernelSpec(tuple(stairs.steps), offset, temperature is not None, plan)
     if torch.compiler.is_compiling():
-        return _output(x, alpha, beta, built, numbers)
-    found = _call(_forward_kernel(built), _flat(x), _scalar(alpha), _scalar(beta), numbers)
+        return _output(x, alpha, beta, spec, numbers)
+    found = _call(_forward_kernel(spec), _flat(x), _scalar(alpha), _scalar(beta), numbers)
     return None if found is None else found[0].as_strided(x.shape, x.stride())
 
 
@@ -64,23 +64,23 @@ def fused_backward(
     stairs: Stairs,
     offset: float,
     temperature: Temperature | None,
-    window: Window,
+    window_temperature: WindowTemperature,
     rectified: bool,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """The gradients of x, alpha and beta, with a window of its own; None if it cannot compile."""
     planned = _planned(stairs, temperature, x.device)
-    window_planned = _planned(stairs, window, x.device)
+    window_planned = _planned(stairs, window_temperature, x.device)
     if planned is None or window_planned is None:
         return None
     (plan, numbers), (window_plan, window_numbers) = planned, window_planned
     soft = temperature is not None
-    built = Built(tuple(stairs.steps), offset, soft, plan, window_plan, rectified)
+    spec = KernelSpec(tuple(stairs.steps), offset, soft, plan, window_plan, rectified)
     if torch.compiler.is_compiling():
-        return _traced_gradients(x, grad_y, alpha, beta, built, numbers, window_numbers)
+        return _traced_gradients(x, grad_y, alpha, beta, spec, numbers, window_numbers)
     if grad_y.stride() != x.stride():
         grad_y = torch.empty_like(x, dtype=grad_y.dtype).copy_(grad_y)
     tensors = _flat(x), _flat(grad_y), _scalar(alpha), _scalar(beta), numbers, window_numbers
-    found = _call(_backward_kernel(built), *tensors)
+    found = _call(_backward_kernel(spec), *tensors)
     if found is None:
         return None
     grad_x, grad_alpha, grad_beta = found
@@ -91,22 +91,27 @@ def fused_backward(
     )
 
 
-class _Switch:
-    on = False
+_enabled = False
 
 
 def use_compiled(on: bool) -> None:
     """Whether large tensors take the compiled path, in this process; off unless turned on."""
-    _Switch.on = on
+    global _enabled
+    _enabled = on
+
+
+def uses_compiled() -> bool:
+    """Whether large tensors take the compiled path: turned on, and no kernel has failed since."""
+    return _enabled
 
 
 def applies(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
     """Whether the compiled path serves these tensors and, outside a network that is being compiled
     as a whole, is turned on and worth it."""
-    if torch.compiler.is_compiling():  # it would take sizes that are looked at for fixed
+    if torch.compiler.is_compiling():  # reading a size here would make it a constant
         return x.dtype != torch.float64
     return (
-        _Switch.on
+        _enabled
         and x.numel() > _WORTH_IT
         and x.dtype in (torch.float32, torch.bfloat16)
         and alpha.numel() == beta.numel() == 1
@@ -115,7 +120,7 @@ def applies(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
 
 
 def _planned(
-    stairs: Stairs, temperature: Window | None, device: torch.device
+    stairs: Stairs, temperature: WindowTemperature | None, device: torch.device
 ) -> tuple[Plan, Numbers] | None:
     """The plan, and its numbers in a tensor [n] on the device, kept but for a T that may change.
 
@@ -124,10 +129,10 @@ def _planned(
     if torch.compiler.is_compiling():
         return plan_of(stairs, temperature)
     key = Tensor if isinstance(temperature, Tensor) else temperature, device
-    if key not in stairs.kept:
+    if key not in stairs.plans:
         planned = plan_of(stairs, temperature)
-        stairs.kept[key] = planned and (planned[0], _tensor(planned[1], device))
-    kept: tuple[Plan, Tensor] | None = stairs.kept[key]
+        stairs.plans[key] = planned and (planned[0], _tensor(planned[1], device))
+    kept: tuple[Plan, Tensor] | None = stairs.plans[key]
     if kept is None or not isinstance(temperature, Tensor):
         return kept
     plan, numbers = kept
@@ -146,28 +151,33 @@ def _filled(number: Tensor | float, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _forward_kernel(built: Built) -> Kernel:
+def _forward_kernel(spec: KernelSpec) -> Kernel:
     def forward(x: Tensor, alpha: Tensor, beta: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
-        return (_output(x, alpha, beta, built, numbers),)
+        return (_output(x, alpha, beta, spec, numbers),)
 
     return _compiled(forward)
 
 
 @lru_cache(maxsize=64)
-def _backward_kernel(built: Built) -> Kernel:
+def _backward_kernel(spec: KernelSpec) -> Kernel:
     def backward(
-        x: Tensor, grad_y: Tensor, alpha: Tensor, beta: Tensor, numbers: Tensor, window: Tensor
+        x: Tensor,
+        grad_y: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        numbers: Tensor,
+        window_numbers: Tensor,
     ) -> tuple[Tensor, ...]:
         grad_x, of_alpha, of_beta = _gradients(
-            x.float(), grad_y.float(), alpha, beta, built, numbers, window
+            x.float(), grad_y.float(), alpha, beta, spec, numbers, window_numbers
         )
         return grad_x.to(x.dtype), of_alpha.sum(), of_beta.sum()
 
     return _compiled(backward, contract=True)
 
 
-def _output(x: Tensor, alpha: Tensor, beta: Tensor, built: Built, numbers: Numbers) -> Tensor:
-    steps, offset, soft, plan, *_ = built
+def _output(x: Tensor, alpha: Tensor, beta: Tensor, spec: KernelSpec, numbers: Numbers) -> Tensor:
+    steps, offset, soft, plan, *_ = spec
     y = (level(x.float() * beta, steps, soft, plan, numbers) - offset) * alpha
     # PyTorch 2.11 loses the gradient of a result that is converted to the type it has already.
     return y if y.dtype == x.dtype else y.to(x.dtype)
@@ -178,23 +188,25 @@ def _gradients(
     grad_y: Tensor,
     alpha: Tensor,
     beta: Tensor,
-    built: Built,
+    spec: KernelSpec,
     numbers: Numbers,
-    window: Numbers,
+    window_numbers: Numbers,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of x, and of each value what it adds to those of alpha and beta."""
-    steps, offset, soft, plan, window_plan, rectified = built
+    steps, offset, soft, plan, window_plan, rectified = spec
+    temperature = window_numbers[0]
     assert window_plan is not None
     u = x * beta
     climbed = level(u, steps, soft, plan, numbers) - offset
-    grad_u = grad_y * (alpha * window[0]) * slope_over_t(u, steps, offset, window_plan, window)
+    window = window_over_t(u, steps, offset, window_plan, window_numbers)
+    grad_u = grad_y * (alpha * temperature) * window
     if rectified:
         grad_u = torch.where(x > 0, grad_u, 0.0)
     return grad_u * beta, grad_y * climbed, grad_u * x
 
 
 def _traced_gradients(
-    x: Tensor, grad_y: Tensor, alpha: Tensor, beta: Tensor, built: Built, *numbers: Numbers
+    x: Tensor, grad_y: Tensor, alpha: Tensor, beta: Tensor, spec: KernelSpec, *numbers: Numbers
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Those of x, alpha and beta; in a network that is being compiled, so of any alpha and beta."""
     shapes = alpha.shape, beta.shape
@@ -202,7 +214,7 @@ def _traced_gradients(
     if in_order:  # a sum in another order than that of memory takes many times as long on a GPU
         x, grad_y = x.permute(0, 2, 3, 1), grad_y.permute(0, 2, 3, 1)
         alpha, beta = _scalar(alpha), _scalar(beta)
-    grad_x, *others = _gradients(x.float(), grad_y.float(), alpha, beta, built, *numbers)
+    grad_x, *others = _gradients(x.float(), grad_y.float(), alpha, beta, spec, *numbers)
     if in_order:
         grad_x, others = grad_x.permute(0, 3, 1, 2), [other.sum() for other in others]
     grad_alpha, grad_beta = (
@@ -233,7 +245,7 @@ def _call(kernel: Kernel, *arguments: Numbers) -> tuple[Tensor, ...] | None:
         return kernel(*arguments)
     except Exception as error:
         warn_slower("the step function could not be compiled and is computed uncompiled", error)
-        _Switch.on = False
+        use_compiled(False)
         return None
 
 

@@ -24,7 +24,7 @@ class GraphedStep:
     Args:
         step: on one CUDA device. All that differs from one call to the next is in tensors that stay
             where they are, its two arguments excepted, and nothing in it waits for the device. If
-            it cannot be recorded, it is called as before, with a word.
+            it cannot be recorded, a warning says so and it is called directly from then on.
     """
 
     def __init__(self, step: Step) -> None:
@@ -33,7 +33,7 @@ class GraphedStep:
         self.forget()
 
     def forget(self) -> None:
-        """Record anew: the step has changed."""
+        """Record again at the next call: the step has changed."""
         self._called = 0
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -16,7 +16,6 @@ powers: x * x takes twice as long to compile as x**2, and so does whatever is co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -37,19 +36,14 @@ class Plan(NamedTuple):
 
     each: on its own; the thresholds.
     shared: from one exponential; c, and exp(T (b_i - c)) of each threshold.
-    even: from one exponential and in pairs; c, and k of each pair, the innermost first.
-    near: as even, of the thresholds nearest to u; the first threshold, spacing, 1 / spacing, k.
+    symmetric: from one exponential and in pairs; c, and k of each pair, the innermost first.
+    near: as symmetric, of the thresholds nearest to u; the first one, spacing, 1 / spacing, k.
     counted: hard only, where thresholds are 1/2, 3/2, 5/2 ...; nothing.
     line: the window of a straight line only; nothing.
     """
 
-    how: Literal["each", "shared", "even", "near", "counted", "line"]
+    how: Literal["each", "shared", "symmetric", "near", "counted", "line"]
     radius: int = 0  # near: thresholds on either side of the nearest one
-
-
-def pair(offset: float) -> float:
-    """k of two thresholds that lie T a = `offset` on either side of the centre."""
-    return 2 * math.cosh(offset)
 
 
 def _terms(
@@ -57,18 +51,19 @@ def _terms(
 ) -> list[tuple[int, Tensor]]:
     """For each threshold s_i and 1 - σ_i.
 
-    Both σ_i and 1 - σ_i end as whole numbers far from the threshold: with tiny ones the layers
+    Both σ_i and 1 - σ_i are exactly 0 or 1 far from the threshold: with tiny ones the layers
     after would compute with denormal numbers, which is slow.
     """
-    temperature = numbers[0]
     if plan.how == "each":
-        sigmas = [torch.sigmoid((u - numbers[1 + i]) * temperature) for i in range(len(steps))]
+        temperature, *thresholds = numbers
+        sigmas = [torch.sigmoid((u - b) * temperature) for b in thresholds]
         return [(s, 1 - sigma) for s, sigma in zip(steps, sigmas, strict=True)]
-    shared = _exp(((u - numbers[1]) * -temperature).clamp(-_EXPONENT, _EXPONENT))
-    return [(s, 1 - 1 / (1 + shared * numbers[2 + i])) for i, s in enumerate(steps)]
+    temperature, centre, *factors = numbers
+    shared = _exp(((u - centre) * -temperature).clamp(-_EXPONENT, _EXPONENT))
+    return [(s, 1 - 1 / (1 + shared * factor)) for s, factor in zip(steps, factors, strict=True)]
 
 
-class _Even(NamedTuple):
+class _Symmetric(NamedTuple):
     """What the value does among thresholds that lie symmetrically about a centre."""
 
     below: Tensor | float  # the height that is climbed before the first of them
@@ -79,44 +74,46 @@ class _Even(NamedTuple):
     total: int  # Σ s_i of them
 
 
-def _even(u: Tensor, steps: Sequence[int], plan: Plan, numbers: Numbers) -> _Even:
+def _symmetric(u: Tensor, steps: Sequence[int], plan: Plan, numbers: Numbers) -> _Symmetric:
     below: Tensor | float = 0.0
     if plan.how == "near":
-        nearest, distance = _nearest(u, len(steps), plan.radius, numbers)
+        temperature, first, spacing, per_spacing, *ks = numbers
+        nearest, distance = _nearest(u, first, spacing, per_spacing, plan.radius, len(steps))
         below = (nearest - plan.radius) * steps[0]
-        steps, constants = steps[: 2 * plan.radius + 1], numbers[4:]
+        steps = steps[: 2 * plan.radius + 1]
     else:
-        distance, constants = u - numbers[1], numbers[2:]
-    e = _exp(-(distance * numbers[0]).abs().clamp(max=_NOTHING))
+        temperature, centre, *ks = numbers
+        distance = u - centre
+    e = _exp(-(distance * temperature).abs().clamp(max=_NOTHING))
     square = 1 + e**2
     upper = steps[(len(steps) + 1) // 2 :]
-    pairs = [(s, constants[i], 1 / (square + constants[i] * e)) for i, s in enumerate(upper)]
+    pairs = [(s, k, 1 / (square + k * e)) for s, k in zip(upper, ks, strict=True)]
     middle = (steps[len(steps) // 2], 1 / (square + 2 * e)) if len(steps) % 2 else None
-    return _Even(below, distance > 0, e, middle, pairs, sum(steps))
+    return _Symmetric(below, distance > 0, e, middle, pairs, sum(steps))
 
 
-def _even_level(even: _Even) -> Tensor:
+def _symmetric_level(at: _Symmetric) -> Tensor:
     """Σ s_i σ_i."""
     level: Tensor | float = 0.0
-    for s, k, inverse in even.pairs:
-        level = level + s * (k + 2 * even.e) * inverse
-    if even.middle is not None:
-        s, inverse = even.middle
-        level = level + s * (1 + even.e) * inverse
-    level = level * even.e
-    return even.below + torch.where(even.above, even.total - level, level)
+    for s, k, inverse in at.pairs:
+        level = level + s * (k + 2 * at.e) * inverse
+    if at.middle is not None:
+        s, inverse = at.middle
+        level = level + s * (1 + at.e) * inverse
+    level = level * at.e
+    return at.below + torch.where(at.above, at.total - level, level)
 
 
-def _even_slope(even: _Even) -> Tensor:
+def _symmetric_window(at: _Symmetric) -> Tensor:
     """Σ s_i σ_i (1 - σ_i)."""
-    slope: Tensor | float = 0.0
-    square, four = 1 + even.e**2, 4 * even.e
-    for s, k, inverse in even.pairs:
-        slope = slope + s * (k * square + four) * inverse**2
-    if even.middle is not None:
-        s, inverse = even.middle
-        slope = slope + s * inverse
-    return slope * even.e
+    total: Tensor | float = 0.0
+    square, four = 1 + at.e**2, 4 * at.e
+    for s, k, inverse in at.pairs:
+        total = total + s * (k * square + four) * inverse**2
+    if at.middle is not None:
+        s, inverse = at.middle
+        total = total + s * inverse
+    return total * at.e
 
 
 def _exp(z: Tensor) -> Tensor:
@@ -132,9 +129,16 @@ def _exp(z: Tensor) -> Tensor:
     return (result**8) ** 8
 
 
-def _nearest(u: Tensor, count: int, radius: int, numbers: Numbers) -> tuple[Tensor, Tensor]:
-    """Number of the nearest threshold with `radius` more on either side, and the distance of u."""
-    first, spacing, per_spacing = numbers[1], numbers[2], numbers[3]
+def _nearest(
+    u: Tensor,
+    first: Tensor | float,
+    spacing: Tensor | float,
+    per_spacing: Tensor | float,
+    radius: int,
+    count: int,
+) -> tuple[Tensor, Tensor]:
+    """Of `count` thresholds, the index of the one nearest to u that has `radius` more on either
+    side, and the distance of u from it."""
     nearest = torch.round((u - first) * per_spacing).clamp(radius, count - 1 - radius)
     return nearest, u - (nearest * spacing + first)
 
@@ -142,8 +146,8 @@ def _nearest(u: Tensor, count: int, radius: int, numbers: Numbers) -> tuple[Tens
 def level(u: Tensor, steps: Sequence[int], soft: bool, plan: Plan, numbers: Numbers) -> Tensor:
     """The staircase at u."""
     total: Tensor | float
-    if soft and plan.how in ("even", "near"):
-        total = _even_level(_even(u, steps, plan, numbers))
+    if soft and plan.how in ("symmetric", "near"):
+        total = _symmetric_level(_symmetric(u, steps, plan, numbers))
     elif soft:
         total = float(sum(steps))
         for s, rest in _terms(u, steps, plan, numbers):
@@ -151,25 +155,27 @@ def level(u: Tensor, steps: Sequence[int], soft: bool, plan: Plan, numbers: Numb
     elif plan.how == "counted":  # u - 1/2 is exact where it is near a whole number above zero
         total = torch.ceil(u - 0.5).clamp(0, len(steps)) * steps[0]
     elif plan.how == "near":
-        nearest, distance = _nearest(u, len(steps), 0, numbers)
+        _, first, spacing, per_spacing = numbers
+        nearest, distance = _nearest(u, first, spacing, per_spacing, 0, len(steps))
         total = (nearest + torch.where(distance > 0, 1.0, 0.0)) * steps[0]
     else:
+        _, *thresholds = numbers
         total = 0.0
-        for i, s in enumerate(steps):
-            total = total + torch.where(u > numbers[1 + i], float(s), 0.0)
+        for s, threshold in zip(steps, thresholds, strict=True):
+            total = total + torch.where(u > threshold, float(s), 0.0)
     assert isinstance(total, Tensor)
     return total
 
 
-def slope_over_t(
+def window_over_t(
     u: Tensor, steps: Sequence[int], offset: float, plan: Plan, numbers: Numbers
 ) -> Tensor:
     """Σ s_i σ_i (1 - σ_i) at u, without its factor T; or the slope of the line between the
     outermost levels."""
     if plan.how == "line":
         return torch.where((u >= -offset) & (u <= sum(steps) - offset), 1.0, 0.0)
-    if plan.how in ("even", "near"):
-        return _even_slope(_even(u, steps, plan, numbers))
+    if plan.how in ("symmetric", "near"):
+        return _symmetric_window(_symmetric(u, steps, plan, numbers))
     total: Tensor | float = 0.0
     for s, rest in _terms(u, steps, plan, numbers):
         total = total + s * (rest - rest**2)

@@ -22,11 +22,11 @@ from qnet.quantizer import Quantizer
 class QuantizedLayer(nn.Module):
     """What `QuantizedConv2d` and `QuantizedLinear` share; the bias is not quantized.
 
-    In eval mode levels are summed and the sum is scaled, (Σ levels · levels) alpha alpha, if input
-    and weight have quantizers with one alpha each and no hooks: float32, in which bfloat16 is
-    summed too, holds whole numbers up to 2^24 exactly, so up to there the order of the sum, which
-    differs between batch sizes, devices and libraries, does not count. (Not in float16, where such
-    a sum may be too large.)
+    In eval mode levels are summed and the sum is scaled once, (Σ level · level) alpha alpha, if
+    both quantizers have one alpha and no hooks. Float32, in which bfloat16 is summed too, holds
+    integers up to 2^24 exactly, so up to there the result does not depend on the order of the sum,
+    which differs between batch sizes, devices and libraries. (Not in float16, where such a sum may
+    overflow.)
     """
 
     weight: Tensor

@@ -1,7 +1,7 @@
-"""What of a network learns in a phase, epoch by epoch.
+"""Which parts of a network are trained or frozen in a phase, epoch by epoch.
 
-Yang et al., *Quantization Networks*, CVPR 2019, quantize activations with the weights held still
-(phase 2) before both learn (phase 3); others hold batch norm or the scales of quantizers still.
+Yang et al., *Quantization Networks*, CVPR 2019, quantize activations with frozen weights
+(phase 2) before both learn (phase 3); others freeze batch norm or the scales of quantizers.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class Learning:
         return any(p.requires_grad and p not in frozen for p in self.model.parameters())
 
     def begin(self, epoch: int) -> bool:
-        """Have each part do in `epoch`, counted from 0, what it has to, whatever it did before.
+        """Put the model in train mode and freeze or unfreeze its parts as `epoch`, from 0, asks.
 
         Returns:
-            Whether other parameters have gradients than so far.
+            Whether the set of parameters that learn has changed.
         """
         self.model.train()
         changed = False

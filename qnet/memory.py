@@ -1,4 +1,4 @@
-"""Errors of the machine, which no file or network is to blame for."""
+"""Errors caused by the machine (memory, file handles, disk), not by a file or network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 
 import torch
 
-# Of the processor's allocator; of CUDA's driver, and MPS; of cuBLAS.
+# Of the CPU's allocator; of CUDA's driver, and MPS; of cuBLAS.
 _WORDS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 

@@ -1,13 +1,14 @@
-"""What is deployed of a network: weights as packed integers, and nothing that only training needs.
+"""A network as it is deployed: weights as packed integers, and nothing that only training needs.
 
     quantized weight      uint8 [⌈values · bits / 8⌉]: for each value, in the order of a contiguous
-                          tensor, the place of its level in the level set, counted from 0; bits
+                          tensor, the index of its level in the level set, counted from 0; bits
                           follow each other, the least significant of a value and of a byte first
     its quantizer         α
     everything else       as in the state dict
 
 β and the thresholds of weights, temperatures and the counters of batch norm are left out, so the
-tensors take as many bytes as `qnet.size.model_bytes` counts; what has two names stands there twice.
+tensors take as many bytes as `qnet.size.model_bytes` counts; a tensor with two names is
+stored twice.
 """
 
 from __future__ import annotations

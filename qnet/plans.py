@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from qnet.kernels import SPREAD, Plan, pair
-from qnet.staircase import Stairs, Window
+from qnet.kernels import SPREAD, Plan
+from qnet.staircase import Stairs, WindowTemperature, pair_constant
 
 _UNROLLED = 7  # hard thresholds compared one by one; of more, the nearest is computed
 _FAR = 14.0  # σ of this is 1 but for 1e-6
@@ -24,10 +24,12 @@ Planned = tuple[Plan, list[Tensor | float]]
 """A way, and the numbers it needs: T, and thresholds or what replaces them."""
 
 
-def plan_of(stairs: Stairs, temperature: Window | None) -> Planned | None:
-    """How to compute a window, or the staircase of that temperature; None: the hard one.
+def plan_of(stairs: Stairs, temperature: WindowTemperature | None) -> Planned | None:
+    """How to compute the window of that temperature or, in a forward pass, the staircase
+    (temperature None: the hard one).
 
-    None where a kernel is too long.
+    Returns:
+        None if the kernel would have too many terms.
     """
     if isinstance(temperature, str):
         return Plan("line"), [1.0]
@@ -50,15 +52,15 @@ def _best(stairs: Stairs, temperature: float | None) -> tuple[Plan, list[Tensor 
         return Plan("each"), [*thresholds]
     radius = _near_radius(stairs, temperature)
     if radius is not None and spacing is not None:
-        pairs = [pair(temperature * spacing * (i + 1)) for i in range(radius)]
+        pairs = [pair_constant(temperature * spacing * (i + 1)) for i in range(radius)]
         return Plan("near", radius), [first, spacing, 1 / spacing, *pairs]
     if temperature * (thresholds[-1] - first) / 2 >= SPREAD:
         return Plan("each"), [*thresholds]
     centre = (first + thresholds[-1]) / 2
     offsets = [temperature * (b - centre) for b in thresholds]
-    if _is_even(offsets, stairs.steps):
+    if _is_symmetric(offsets, stairs.steps):
         upper = offsets[(len(offsets) + 1) // 2 :]
-        return Plan("even"), [centre, *[pair(offset) for offset in upper]]
+        return Plan("symmetric"), [centre, *[pair_constant(offset) for offset in upper]]
     return Plan("shared"), [centre, *[math.exp(z) for z in offsets]]
 
 
@@ -71,7 +73,7 @@ def _near_radius(stairs: Stairs, temperature: float) -> int | None:
     return next((radius for radius in _RADII if needed <= radius < few), None)
 
 
-def _is_even(offsets: Sequence[float], steps: Sequence[int]) -> bool:
+def _is_symmetric(offsets: Sequence[float], steps: Sequence[int]) -> bool:
     """Whether thresholds and steps are the same seen from either end."""
     mirrored = zip(offsets, steps, reversed(offsets), reversed(steps), strict=True)
     return all(abs(a + b) < 1e-6 and s == t for a, s, b, t in mirrored)

@@ -17,7 +17,7 @@ from qnet.clustering import Clusters
 from qnet.errors import UserError
 from qnet.levels import LevelSet, require_levels
 from qnet.staircase import (
-    Window,
+    WindowTemperature,
     chunks,
     compute_dtype,
     part_of,
@@ -125,12 +125,12 @@ class Quantizer(nn.Module):
     def _read_thresholds(self) -> None:
         """Keep the thresholds as numbers: reading them in each call would wait for the device."""
         found = stairs_of(self.thresholds.cpu(), self.level_set.steps, torch.float32)
-        if found != getattr(self, "stairs", None):  # which may have prepared more
+        if found != getattr(self, "stairs", None):  # else keep what qnet.fused cached in it
             self.stairs = found
         self._read_at = _version(self.thresholds)
 
     def _follow_thresholds(self) -> None:
-        """Read them again if they were written to, as averaging and DistributedDataParallel do."""
+        """Reread thresholds that were written to, as averaging and DistributedDataParallel do."""
         if torch.compiler.is_compiling():
             return
         version = _version(self.thresholds)
@@ -171,11 +171,11 @@ class Quantizer(nn.Module):
             raise UserError(f"Quantizer: x is of {x.dtype}; convert it to a floating type first")
         self._follow_thresholds()
         soft = self.force_soft or (self.training and self.forward_mode == "soft")
-        window: Window
+        window_temperature: WindowTemperature
         if self.backward_temperature == "exact":
-            window = self.temperature.clone()  # torch.compile accepts no tensor twice
+            window_temperature = self.temperature.clone()  # torch.compile accepts no tensor twice
         else:
-            window = self.backward_temperature
+            window_temperature = self.backward_temperature
         return Quantize.apply(
             x,
             alpha,
@@ -184,7 +184,7 @@ class Quantizer(nn.Module):
             self.stairs,
             self.level_set.offset,
             self.temperature if soft else None,
-            window,
+            window_temperature,
             self.rectifies,
         )
 

@@ -4,7 +4,7 @@
     activation quantizer  its α, β and thresholds
     everything else       biases, batch norm, layers in full precision
 
-All but the packed values are float32, and buffers of whole numbers are what they are. A
+All but the packed values are float32; integer buffers count at their own size. A
 quantized weight with two names, such as one that an embedding reads too, is not packed. What
 inference does not need is not counted: β and the thresholds of weights, temperatures, and the
 counters of batch norm.

@@ -23,12 +23,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qnet.kernels import pair
-
 Temperature = Tensor | float
 """0-dim tensor or number, above zero."""
 
-Window = Temperature | Literal["straight_through"]
+WindowTemperature = Temperature | Literal["straight_through"]
 """Temperature of the soft function whose derivative is the gradient, or the straight line's."""
 
 _SATURATED = 40.0  # σ(40) rounds to 1; from 88 on a CPU takes twice as long, for denormal numbers
@@ -60,6 +58,11 @@ def _staircase_loop(
     return total
 
 
+def pair_constant(offset: float) -> float:
+    """k = 2 cosh(T a) of two thresholds that lie T a = `offset` on either side of the centre."""
+    return 2 * math.cosh(offset)
+
+
 def _window_loop(
     u: Tensor,
     thresholds: Sequence[Tensor | float],
@@ -89,7 +92,7 @@ def _window_pairs(u: Tensor, spacing: float, count: int, step: int, temperature:
     if count % 2:
         total.add_(torch.add(square, e, alpha=2, out=part).reciprocal_())
     for i in range(count // 2):
-        k = pair(outermost - temperature * spacing * i)
+        k = pair_constant(outermost - temperature * spacing * i)
         torch.add(square, e, alpha=k, out=part).square_()
         total.addcdiv_(torch.add(four, square, alpha=k, out=other), part)
     return total.mul_(e).mul_(temperature * step)
@@ -102,7 +105,7 @@ class Stairs:
     thresholds: Sequence[Tensor | float]
     steps: Sequence[int]
     spacing: float | None = None  # of evenly spaced thresholds with equal steps
-    kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # qnet.fused's
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # of qnet.fused
 
 
 def staircase(u: Tensor, stairs: Stairs, temperature: Temperature | None) -> Tensor:
@@ -119,14 +122,15 @@ def staircase(u: Tensor, stairs: Stairs, temperature: Temperature | None) -> Ten
     )
 
 
-def slope(u: Tensor, stairs: Stairs, window: Window, offset: float = 0.0) -> Tensor:
-    """The window w: the derivative of the soft staircase by u, or of the line; like u.
+def window(
+    u: Tensor, stairs: Stairs, temperature: WindowTemperature, offset: float = 0.0
+) -> Tensor:
+    """The window w: the derivative of the soft staircase by u, or of the straight line; like u.
 
-    Between the outermost levels: for -offset <= u <= Σ s_i - offset.
+    The line is the one between the outermost levels: for -offset <= u <= Σ s_i - offset.
     """
-    if isinstance(window, str):
+    if isinstance(temperature, str):
         return ((u >= -offset) & (u <= sum(stairs.steps) - offset)).to(u.dtype)
-    temperature = window
     radius = _radius(stairs, temperature, u.dtype)
     if radius is not None:
         u, _, stairs = _fold(u, stairs, radius)

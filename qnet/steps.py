@@ -27,14 +27,14 @@ from qnet.fused import applies, fused_backward, fused_forward
 from qnet.staircase import (
     Stairs,
     Temperature,
-    Window,
+    WindowTemperature,
     chunks,
     compute_dtype,
     on_cpu,
     part_of,
-    slope,
     staircase,
     stairs_of,
+    window,
 )
 
 
@@ -51,18 +51,19 @@ class Quantize(torch.autograd.Function):
         steps: Sequence[int] | Stairs,
         offset: float,
         temperature: Temperature | None,
-        window: Window | None,
+        window_temperature: WindowTemperature | None,
         rectified: bool,
     ) -> Tensor:
-        """Temperature None: the hard staircase; window None: no gradient; rectified: of x and beta
-        none where x <= 0, as behind a ReLU.
+        """Temperature None: the hard staircase. Window temperature None: no gradient. Rectified:
+        x and beta have no gradient where x <= 0, as behind a ReLU.
 
         With `Stairs` in place of the heights the thresholds are not read.
         """
-        temperature, window = _constant(temperature), _constant(window)
+        temperature, window_temperature = _constant(temperature), _constant(window_temperature)
         ctx.save_for_backward(x, alpha, beta, thresholds)
         ctx.steps, ctx.offset = steps, offset
-        ctx.temperature, ctx.window, ctx.rectified = temperature, window, rectified
+        ctx.temperature, ctx.window_temperature = temperature, window_temperature
+        ctx.rectified = rectified
         dtype = compute_dtype(x)
         stairs = stairs_of(thresholds, steps, dtype)
         if applies(x, alpha, beta):
@@ -84,15 +85,23 @@ class Quantize(torch.autograd.Function):
         need_x, need_alpha, need_beta, need_thresholds = ctx.needs_input_grad[:4]
         dtype = compute_dtype(x)
         stairs = stairs_of(thresholds, ctx.steps, dtype)
-        temperature, window = ctx.temperature, ctx.window
-        if window is not None and not need_thresholds and applies(x, alpha, beta):
+        temperature, window_temperature = ctx.temperature, ctx.window_temperature
+        if window_temperature is not None and not need_thresholds and applies(x, alpha, beta):
             grads = fused_backward(
-                x, grad_y, alpha, beta, stairs, ctx.offset, temperature, window, ctx.rectified
+                x,
+                grad_y,
+                alpha,
+                beta,
+                stairs,
+                ctx.offset,
+                temperature,
+                window_temperature,
+                ctx.rectified,
             )
             if grads is not None:
                 return *grads, None, None, None, None, None, None
 
-        new_like = torch.zeros_like if window is None else torch.empty_like
+        new_like = torch.zeros_like if window_temperature is None else torch.empty_like
         grad_x = new_like(x) if need_x else None
         grad_alpha = torch.zeros_like(alpha, dtype=dtype) if need_alpha else None
         grad_beta = torch.zeros_like(beta, dtype=dtype) if need_beta else None
@@ -108,7 +117,7 @@ class Quantize(torch.autograd.Function):
             if grad_alpha is not None:
                 level = staircase(u, stairs, temperature).sub_(ctx.offset)
                 _accumulate(part_of(grad_alpha, x, rows), level.mul_(grad))
-            if window is None or not (need_x or need_beta or need_thresholds):
+            if window_temperature is None or not (need_x or need_beta or need_thresholds):
                 continue
             grad = grad * alpha_part
             if ctx.rectified:
@@ -117,9 +126,9 @@ class Quantize(torch.autograd.Function):
                 for i, step in enumerate(stairs.steps):
                     threshold = stairs.thresholds[i]
                     grad_thresholds[i] -= (
-                        grad * slope(u, Stairs([threshold], [step]), window)
+                        grad * window(u, Stairs([threshold], [step]), window_temperature)
                     ).sum()
-            grad_u = slope(u, stairs, window, ctx.offset).mul_(grad)
+            grad_u = window(u, stairs, window_temperature, ctx.offset).mul_(grad)
             if grad_beta is not None:
                 _accumulate(part_of(grad_beta, x, rows), grad_u * x_part)
             if grad_x is not None:
@@ -162,11 +171,13 @@ def soft_steps(
         UserError: x is of no floating type.
     """
     _require_floating(x, "soft_steps")
-    window = temperature if backward_temperature == "exact" else backward_temperature
-    if isinstance(window, Tensor):
-        window = window.clone()  # torch.compile accepts no tensor twice
+    window_temperature = temperature if backward_temperature == "exact" else backward_temperature
+    if isinstance(window_temperature, Tensor):
+        window_temperature = window_temperature.clone()  # torch.compile accepts no tensor twice
     alpha, beta = x.new_ones(()), x.new_ones(())
-    return Quantize.apply(x, alpha, beta, thresholds, steps, 0.0, temperature, window, False)
+    return Quantize.apply(
+        x, alpha, beta, thresholds, steps, 0.0, temperature, window_temperature, False
+    )
 
 
 def hard_steps(

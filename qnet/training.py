@@ -145,12 +145,13 @@ class Trainer:
     ) -> History:
         """Train to the end and leave the model in eval mode with the selected epoch's weights.
 
-        Batch norm's mean and variance are then measured anew on `bn_images`, of quantized networks.
+        In quantized networks, batch norm's mean and variance are then re-measured on `bn_images`.
 
         Args:
-            resume: keeps the state of the run; what it holds at the start is gone on from.
+            resume: where the run's state is saved; if it already holds one, training continues
+                from it.
             on_epoch: called with the history, resumed epochs included, after each new epoch.
-            save_every: the state is kept after every so many epochs, and after the last.
+            save_every: the state is saved after every `save_every` epochs, and after the last.
 
         Raises:
             UserError: the loss is not finite, memory ran out, or the processes resume after

@@ -1,8 +1,9 @@
 """Weights quantized once a step, those of one shape together.
 
 A network has many small weights. Quantizing one takes some forty operations, and starting these
-takes longer than computing them; stacked, the weights of one shape share them. The numbers are the
-same, but that a layer that is not called has a gradient of zeros and not none.
+takes longer than computing them; stacked, the weights of one shape share them. The results are
+the same, except that the weight of a layer that is never called gets a gradient of zeros instead of
+None.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def _alone() -> Iterator[None]:
     """A test starts with the same random numbers whichever ran before it, and leaves what is set
     for the whole process as it was."""
     torch.manual_seed(0)
-    compiled, threads = qnet.fused._Switch.on, torch.get_num_threads()
+    compiled, threads = qnet.fused.uses_compiled(), torch.get_num_threads()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     yield
     qnet.fused.use_compiled(compiled)

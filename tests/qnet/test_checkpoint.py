@@ -147,7 +147,7 @@ def test_a_network_without_its_description_is_not_written(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": (0, 1, 2)}, r"dataset: classes\.0: Input should be a valid string; mend it"),
+        ({"classes": (0, 1, 2)}, r"dataset: classes\.0: Input should be a valid string; fix it"),
         ({"classes": "abc"}, "dataset: classes: Input should be a valid tuple"),
         ({"counts": None}, "dataset: counts: Input should be a valid dict"),
     ],

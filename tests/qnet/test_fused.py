@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import qnet.fused
 from qnet.fused import fused_backward, fused_forward, use_compiled
-from qnet.kernels import slope_over_t
+from qnet.kernels import window_over_t
 from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.plans import plan_of
 from qnet.quantizer import Quantizer
@@ -96,7 +96,7 @@ def test_a_compiled_kernel_gives_the_numbers_of_the_uncompiled_path(
         y = quantizer(leaf)
         grads = torch.autograd.grad(y, (leaf, quantizer.alpha, quantizer.beta), torch.ones_like(y))
         results.append([y, *grads])
-    assert qnet.fused._Switch.on, "compiling failed"
+    assert qnet.fused.uses_compiled(), "compiling failed"
     plain, compiled = results
     if mode == "hard":
         assert torch.equal(plain[0], compiled[0])
@@ -116,7 +116,7 @@ def test_compiled_or_not_a_value_next_to_a_threshold_is_on_the_same_side(
     x = (at.view(torch.int32) + steps).view(torch.float32)  # each and its neighbours
     quantizer = Quantizer(levels, beta=beta)
     found = quantizer(x)
-    assert qnet.fused._Switch.on, "compiling failed"
+    assert qnet.fused.uses_compiled(), "compiling failed"
     assert torch.equal(found, quantizer.integers(x).float())
 
 
@@ -128,11 +128,11 @@ def test_one_kernel_serves_every_size_scale_and_temperature(small: None) -> None
         quantized(torch.randn(count), levels, thresholds, temperature, temperature)
 
     train(100, 5.0)
-    assert qnet.fused._Switch.on, "compiling failed"
+    assert qnet.fused.uses_compiled(), "compiling failed"
     with torch.compiler.set_stance("fail_on_recompile"):
         train(100, 10.0)
         train(37, 15.0)  # the last, short batch
-        assert qnet.fused._Switch.on, "compiled again"
+        assert qnet.fused.uses_compiled(), "compiled again"
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -223,4 +223,4 @@ def test_far_below_thresholds_that_share_an_exponential_the_gradient_is_zero() -
     plan, numbers = planned
     assert plan.how == "shared"
     u = torch.tensor([-50.0, -10.0, 10.0, 50.0])
-    assert slope_over_t(u, steps, 0.0, plan, torch.tensor(numbers)).tolist() == [0, 0, 0, 0]
+    assert window_over_t(u, steps, 0.0, plan, torch.tensor(numbers)).tolist() == [0, 0, 0, 0]

@@ -103,7 +103,7 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(qnet.fused, "_WORTH_IT", 0)
     use_compiled(request.param)
     yield
-    assert qnet.fused._Switch.on == request.param, "compiling failed"
+    assert qnet.fused.uses_compiled() == request.param, "compiling failed"
     use_compiled(False)
 
 
