@@ -6,10 +6,11 @@ from qnet.clustering import Clusters, cluster
 from qnet.data import DatasetInfo
 from qnet.errors import UserError
 from qnet.histogram import Histogram
+from qnet.insertion import insert_quantizers
 from qnet.int8 import to_int8
-from qnet.layers import activation_sites, insert_quantizers, quantizable_layers
 from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.quantizer import Quantizer, quantizers, soft_forward
+from qnet.sites import activation_sites, quantizable_layers
 from qnet.size import full_precision_bytes, model_bytes
 from qnet.steps import hard_steps, soft_steps
 

@@ -20,7 +20,7 @@ from torch import nn
 from qnet.data import DatasetInfo
 from qnet.errors import UserError, one_line
 from qnet.files import check_readable, write_bytes
-from qnet.layers import insert_quantizers
+from qnet.insertion import insert_quantizers
 from qnet.levels import LevelSet
 from qnet.memory import is_out_of_memory
 from qnet.models import build_model, computes_alike

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 
 class UserError(Exception):
@@ -21,3 +22,10 @@ def some(names: Sequence[str]) -> str:
     """The first three of `names`, and how many more there are."""
     more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Which of the `known` names `name` is most like, as part of such a message."""
+    if not known:
+        return "there is none"
+    return f"nearest is {get_close_matches(name, known, n=1, cutoff=0.0)[0]!r}"

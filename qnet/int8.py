@@ -62,7 +62,7 @@ def to_int8(model: nn.Module) -> nn.Module:
 
 
 def _convert(layer: QuantizedLayer) -> None:
-    """Change the class of a layer of a copy, as `qnet.layers.insert_quantizers` does."""
+    """Change the class of a layer of a copy, as `qnet.insertion.insert_quantizers` does."""
     assert isinstance(layer.weight_quantizer, Quantizer)
     levels = layer.weight_quantizer.integers(layer.weight)
     del layer.weight

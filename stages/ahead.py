@@ -8,9 +8,9 @@ from torch import nn
 from qnet.calibration import check_called
 from qnet.data import DatasetInfo
 from qnet.errors import UserError
-from qnet.layers import activation_sites, quantizable_layers
 from qnet.learning import check_batch_norm
 from qnet.params import Params
+from qnet.sites import activation_sites, quantizable_layers
 from stages.data import check_batch_size
 
 

@@ -10,10 +10,10 @@ from qnet.calibration import activation_histograms
 from qnet.checkpoint import Checkpoint
 from qnet.clustering import Clusters, cluster, cluster_together
 from qnet.histogram import Histogram
-from qnet.layers import activation_sites, quantizable_layers
 from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.params import ClusteringParams, Params
 from qnet.runtime import Runtime
+from qnet.sites import activation_sites, quantizable_layers
 from stages.data import sample_images
 from stages.pictures import coarse
 

@@ -17,9 +17,10 @@ from qnet.checkpoint import Checkpoint, load_checkpoint
 from qnet.clustering import Clusters
 from qnet.distributed import rank
 from qnet.errors import UserError
-from qnet.layers import activation_sites, insert_quantizers
+from qnet.insertion import insert_quantizers
 from qnet.params import Params
 from qnet.runtime import Runtime, start
+from qnet.sites import activation_sites
 from stages.clustering import activation_clusters
 from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, read_json, reading
 from stages.data import prepared_like

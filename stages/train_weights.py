@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from qnet.checkpoint import load_checkpoint
 from qnet.errors import UserError
-from qnet.layers import insert_quantizers
+from qnet.insertion import insert_quantizers
 from qnet.levels import weight_levels
 from qnet.params import Params
 from qnet.runtime import start

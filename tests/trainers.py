@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from qnet.layers import insert_quantizers, quantized_weights
+from qnet.insertion import insert_quantizers
+from qnet.layers import quantized_weights
 from qnet.levels import activation_levels, weight_levels
 from qnet.quantizer import Quantizer
 from qnet.runtime import Runtime

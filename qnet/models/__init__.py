@@ -1,4 +1,4 @@
-"""Networks by name. They know nothing of quantization, which `qnet.layers` brings to any of them.
+"""Networks by name. They know nothing of quantization, which `qnet.insertion` adds to any.
 
 A name is one of `MODELS`, `torchvision/<name>` for any classifier of torchvision, or
 `package.module:function` for a function of one's own that returns a model.

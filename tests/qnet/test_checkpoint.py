@@ -11,7 +11,7 @@ from torch import nn
 import qnet
 from qnet.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from qnet.errors import UserError
-from qnet.layers import insert_quantizers
+from qnet.insertion import insert_quantizers
 from qnet.levels import activation_levels, weight_levels
 from qnet.models import build_model
 from qnet.quantizer import Quantizer, quantizers

@@ -16,7 +16,7 @@ from qnet.batch_norm import synchronise_batch_norm
 from qnet.data import Augment, Batches, DatasetInfo, Part, Split
 from qnet.distributed import backward, join, leave, rank, share_state, total, world
 from qnet.errors import UserError
-from qnet.layers import insert_quantizers
+from qnet.insertion import insert_quantizers
 from qnet.levels import activation_levels, weight_levels
 from qnet.params import FpParams, load_params
 from qnet.quantizer import Quantizer

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qnet.layers import insert_quantizers
+from qnet.insertion import insert_quantizers
 from qnet.levels import LevelSet
 from qnet.params import TemperatureParams
 from qnet.quantizer import Quantizer

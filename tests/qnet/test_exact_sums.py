@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qnet.layers import insert_quantizers
+from qnet.insertion import insert_quantizers
 from qnet.levels import activation_levels, weight_levels
 from qnet.quantizer import Quantizer, soft_forward
 

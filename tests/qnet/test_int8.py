@@ -19,14 +19,10 @@ from qnet import (
     to_int8,
     weight_levels,
 )
-from qnet.layers import (
-    QuantizedConv2d,
-    QuantizedLinear,
-    activation_sites,
-    insert_quantizers,
-    quantizable_layers,
-)
+from qnet.insertion import insert_quantizers
+from qnet.layers import QuantizedConv2d, QuantizedLinear
 from qnet.models import build_model
+from qnet.sites import activation_sites, quantizable_layers
 from tests import tiny
 
 LAYERS = {

@@ -11,17 +11,12 @@ from torch.nn.utils import prune
 
 from qnet.clustering import cluster
 from qnet.errors import UserError
-from qnet.layers import (
-    QuantizedConv2d,
-    QuantizedReLU,
-    activation_sites,
-    insert_quantizers,
-    quantizable_layers,
-    relu_sites,
-)
+from qnet.insertion import insert_quantizers
+from qnet.layers import QuantizedConv2d, QuantizedReLU
 from qnet.levels import activation_levels, weight_levels
 from qnet.models import build_model
 from qnet.quantizer import Quantizer
+from qnet.sites import activation_sites, quantizable_layers, relu_sites
 
 
 def weight_quantizer(alpha: float = 0.1) -> Quantizer:

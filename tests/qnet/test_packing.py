@@ -9,10 +9,11 @@ from torch import nn
 
 from qnet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qnet.errors import UserError
-from qnet.layers import insert_quantizers, quantizable_layers
+from qnet.insertion import insert_quantizers
 from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.packing import pack, packed_state, unpack
 from qnet.quantizer import Quantizer
+from qnet.sites import quantizable_layers
 from qnet.size import model_bytes
 from tests.files import rewrite
 from tests.tiny import network

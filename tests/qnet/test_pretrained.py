@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from qnet.checkpoint import Checkpoint, load_model, save_checkpoint
 from qnet.errors import UserError
-from qnet.layers import insert_quantizers
+from qnet.insertion import insert_quantizers
 from qnet.levels import weight_levels
 from qnet.models import build_model
 from qnet.models.pretrained import TORCHVISION_ALIKE, is_file, load_pretrained

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 import qnet.fused
 from qnet.batch_norm import synchronise_batch_norm
 from qnet.fused import use_compiled
-from qnet.layers import QuantizedReLU, activation_sites, insert_quantizers
+from qnet.insertion import insert_quantizers
+from qnet.layers import QuantizedReLU
 from qnet.levels import activation_levels
 from qnet.models import build_model
 from qnet.quantizer import Quantizer, quantizers
 from qnet.relus import SkippedReLU, skip_relus
+from qnet.sites import activation_sites
 
 
 def quantizer(bits: int = 1, *, signed: bool = False, **changes: object) -> Quantizer:

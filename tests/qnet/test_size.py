@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from qnet.errors import UserError
-from qnet.layers import insert_quantizers, quantizable_layers
+from qnet.insertion import insert_quantizers
 from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.models import build_model
 from qnet.packing import packed_state
 from qnet.quantizer import Quantizer
+from qnet.sites import quantizable_layers
 from qnet.size import full_precision_bytes, model_bytes
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 import qnet.weights
 from qnet.clustering import cluster
-from qnet.layers import insert_quantizers, quantizable_layers
+from qnet.insertion import insert_quantizers
 from qnet.levels import weight_levels
 from qnet.models import build_model
 from qnet.quantizer import Quantizer
+from qnet.sites import quantizable_layers
 from qnet.steps import Quantize
 from qnet.weights import alike, quantized_together
 from tests.textbook import uneven

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qnet.checkpoint import Checkpoint, load_model, save_checkpoint
-from qnet.layers import insert_quantizers
+from qnet.insertion import insert_quantizers
 from qnet.levels import weight_levels
 from qnet.quantizer import Quantizer
 from qnet.size import model_bytes

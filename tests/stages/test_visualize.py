@@ -9,7 +9,7 @@ import torch
 import stages.visualize
 from qnet.checkpoint import Checkpoint, save_checkpoint
 from qnet.data import save_prepared
-from qnet.layers import insert_quantizers
+from qnet.insertion import insert_quantizers
 from qnet.levels import activation_levels, weight_levels
 from qnet.quantizer import Quantizer
 from tests.pipeline import run, write_params
