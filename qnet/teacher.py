@@ -10,12 +10,29 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
+from qnet.compiling import CompiledNetwork
 from qnet.layers import has_hooks
 from qnet.memory_format import channels_last
+from qnet.runtime import Runtime
 from qnet.tracing import CalledWithImages
+
+
+class Teacher:
+    """Logits [N, classes], in float32 and without gradient, of the network to distil from."""
+
+    def __init__(self, network: nn.Module, runtime: Runtime) -> None:
+        self.runtime = runtime
+        ready = teaching(network, mixed=runtime.mixed)
+        self.network = CompiledNetwork(ready) if runtime.compile_network else ready
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits of images [N, C, H, W]."""
+        with self.runtime.autocast():
+            return self.network(images).float()
 
 
 def teaching(network: nn.Module, *, mixed: bool) -> nn.Module:

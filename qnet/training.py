@@ -26,19 +26,15 @@ from qnet.memory import is_out_of_memory
 from qnet.memory_format import channels_last
 from qnet.optimizer import build_optimizer, set_learning_rate
 from qnet.params import QuantizedTrainingParams, TrainingParams
-from qnet.quantizer import quantizers, soft_forward
+from qnet.quantizer import soft_forward
 from qnet.relus import skip_relus
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
 from qnet.runtime import Runtime, seed_for
+from qnet.scales import ScaleFloor
 from qnet.schedules import learning_rate, temperature_at
 from qnet.states import load_state, misfit
-from qnet.teacher import teaching
-from qnet.weights import alike, quantized_together
-
-_SMALLEST_SCALE = 0.01
-"""An alpha or beta above zero stays above this share of where the phase started. A layer before
-batch norm does not depend on its alpha, which then drifts; below zero all levels of the layer
-change their sign."""
+from qnet.teacher import Teacher
+from qnet.weights import quantized_in_groups, weight_groups
 
 EpochProgress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps the batches of an epoch, given their number and a title: where a bar can be drawn."""
@@ -100,25 +96,14 @@ class Trainer:
         self._require_learning()
         self.optimizer = build_optimizer(model, params)
         self.parameters = list(model.parameters())
-        self.scales: list[Tensor] = [
-            scale
-            for _, quantizer in quantizers(model)
-            for scale in (quantizer.alpha, quantizer.beta)
-            if scale.requires_grad
-        ]
-        self.least_scales = [
-            torch.where(scale > 0, _SMALLEST_SCALE * scale, -math.inf).detach()
-            for scale in self.scales
-        ]
-        self.whole = runtime.compile_network
-        self.network: Callable[[Tensor], Tensor] = CompiledNetwork(model) if self.whole else model
-        self.together: list[list[QuantizedLayer]] = []
+        self.scale_floor = ScaleFloor(model)
+        self.network: Callable[[Tensor], Tensor] = model
+        if runtime.compile_network:
+            self.network = CompiledNetwork(model)
+        self.weight_groups: list[list[QuantizedLayer]] = []
         self.scores = Scores(runtime.device)
-        self.graph = GraphedStep(self._step) if runtime.graphs else None
-        self.teacher: Callable[[Tensor], Tensor] | None = None
-        if distils(params) and teacher is not None:
-            taught_by = teaching(teacher, mixed=runtime.mixed)
-            self.teacher = CompiledNetwork(taught_by) if self.whole else taught_by
+        self.graph = GraphedStep(self.step) if runtime.graphs else None
+        self.teacher = None if teacher is None or not distils(params) else Teacher(teacher, runtime)
 
     def _check(self, teacher: nn.Module | None) -> None:
         """Raise an error if something is missing that the parameters ask for."""
@@ -157,6 +142,25 @@ class Trainer:
             UserError: the loss is not finite, memory ran out, or the processes resume after
                 different epochs.
         """
+        history, best = self._start(resume)
+        # Compiled as a whole, the network gains nothing from groups.
+        self.weight_groups = [] if self.runtime.compile_network else weight_groups(self.model)
+        for epoch in range(len(history.rows), self.params.epochs):
+            row = self._epoch(epoch)
+            if history.add(row, self.params.select_on):
+                best = _copy(self.model.state_dict())
+            if rank() > 0:
+                continue  # the first process writes
+            if resume is not None and is_due(epoch + 1, save_every, self.params.epochs):
+                self._save(resume, history, best)
+            on_epoch(history)
+        load_state(self.model, best)
+        self.model.eval()
+        self._measure_batch_norm()
+        return history
+
+    def _start(self, resume: ResumeFile | None) -> tuple[History, dict[str, Tensor]]:
+        """The epochs that are done and the state of the best, from the file of a run that was killed."""
         history = History()
         best = _copy(self.model.state_dict())
         saved = None if resume is None else resume.load()
@@ -168,26 +172,15 @@ class Trainer:
             for row in numbers["rows"]:
                 history.add(row, self.params.select_on)
         self._agree(history)
-        # Compiled as a whole, the network gains nothing from it.
-        self.together = [] if self.whole else alike(self.model)
-        for epoch in range(len(history.rows), self.params.epochs):
-            row = self._epoch(epoch)
-            if history.add(row, self.params.select_on):
-                best = _copy(self.model.state_dict())
-            if rank() > 0:
-                continue  # the first process writes
-            if resume is not None and is_due(epoch + 1, save_every, self.params.epochs):
-                groups = {
-                    "model": self.model.state_dict(),
-                    "best": best,
-                    "optimizer": optimizer_tensors(self.optimizer),
-                }
-                resume.save(groups, {"rows": history.rows})
-            on_epoch(history)
-        load_state(self.model, best)
-        self.model.eval()
-        self._measure_batch_norm()
-        return history
+        return history, best
+
+    def _save(self, resume: ResumeFile, history: History, best: dict[str, Tensor]) -> None:
+        groups = {
+            "model": self.model.state_dict(),
+            "best": best,
+            "optimizer": optimizer_tensors(self.optimizer),
+        }
+        resume.save(groups, {"rows": history.rows})
 
     def _agree(self, history: History) -> None:
         """Have all processes start from the same weights and, as they must, the same epoch."""
@@ -236,7 +229,7 @@ class Trainer:
         """Take the steps of an epoch; `scores` are then those of its images."""
         generator = torch.Generator().manual_seed(seed_for(self.seed, self.phase, epoch, "data"))
         self.scores.clear()
-        make_step = self._step if self.graph is None else self.graph
+        make_step = self.step if self.graph is None else self.graph
         steps = len(self.data.train)
         title = f"{self.phase} {epoch + 1}/{self.params.epochs}"
         batches = self.progress(self.data.train.epoch(generator), steps, title)
@@ -252,11 +245,15 @@ class Trainer:
                 "a smaller one, or a longer warm-up"
             )
 
-    def _step(self, images: Tensor, labels: Tensor) -> None:
-        with quantized_together(self.together):  # backward too: it may compute activations again
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """Take one step of the optimizer on images [N, C, H, W] with labels [N]."""
+        with quantized_in_groups(
+            self.weight_groups
+        ):  # backward too: it may compute activations again
             with self.runtime.autocast():
                 logits = self.network(images).float()
-            loss = training_loss(logits, labels, self.params, self._taught(images))
+            taught = None if self.teacher is None else self.teacher(images)
+            loss = training_loss(logits, labels, self.params, taught)
             self.scores.add(logits, labels, loss)
             self.optimizer.zero_grad(set_to_none=True)
             share = len(labels) / self.data.train.batch_size
@@ -264,16 +261,7 @@ class Trainer:
         if self.params.clip_norm > 0:
             nn.utils.clip_grad_norm_(self.parameters, self.params.clip_norm)
         self.optimizer.step()
-        if self.scales:
-            with torch.no_grad():
-                torch._foreach_maximum_(self.scales, self.least_scales)
-
-    def _taught(self, images: Tensor) -> Tensor | None:
-        """The teacher's logits."""
-        if self.teacher is None:
-            return None
-        with torch.no_grad(), self.runtime.autocast():
-            return self.teacher(images).float()
+        self.scale_floor.apply()
 
     def _measure_batch_norm(self) -> None:
         """In float32, as the network is scored and deployed."""

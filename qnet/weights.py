@@ -21,7 +21,7 @@ from qnet.quantizer import Quantizer
 _SMALL = 2**18  # values of a weight; larger ones gain nothing
 
 
-def alike(model: nn.Module) -> list[list[QuantizedLayer]]:
+def weight_groups(model: nn.Module) -> list[list[QuantizedLayer]]:
     """The layers of `model` whose small weights can be quantized together, two or more to a group.
 
     They have weights of one shape, the same levels, thresholds and window, one alpha and one beta
@@ -49,7 +49,7 @@ def alike(model: nn.Module) -> list[list[QuantizedLayer]]:
 
 
 @contextmanager
-def quantized_together(groups: Sequence[Sequence[QuantizedLayer]]) -> Iterator[None]:
+def quantized_in_groups(groups: Sequence[Sequence[QuantizedLayer]]) -> Iterator[None]:
     """Inside, each layer of `groups` uses a weight that was quantized as the context began."""
     try:
         for group in groups:

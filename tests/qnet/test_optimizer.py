@@ -18,7 +18,7 @@ def test_a_step_follows_the_clipped_gradient_and_scales_have_their_share_of_the_
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     run.learning.begin(0)
     set_learning_rate(run.optimizer, rate)
-    run._step(*next(iter(run.data.train.ordered())))
+    run.step(*next(iter(run.data.train.ordered())))
     squares = 0.0
     for name, parameter in run.model.named_parameters():
         gradient = (before[name] - parameter.detach()) / rate
@@ -39,13 +39,13 @@ def test_adam_takes_momentum_and_decay_from_the_parameters(params):
 def test_the_rate_changes_with_every_batch(params, data):
     run = trainer("fp", params("fp", epochs=2, warmup_epochs=1), data)
     rates = []
-    step = run._step
+    step = run.step
 
     def recorded(images, labels):
         rates.append(run.optimizer.param_groups[0]["lr"])
         step(images, labels)
 
-    run._step = recorded
+    run.step = recorded
     run.fit()
     assert len(set(rates)) == len(rates) == 2 * len(data.train)
 

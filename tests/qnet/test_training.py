@@ -18,7 +18,7 @@ from qnet.quantizer import quantizers
 from qnet.relus import SkippedReLU
 from qnet.runtime import Runtime
 from qnet.training import Trainer, TrainingData
-from qnet.weights import alike
+from qnet.weights import weight_groups
 from tests.tiny import network
 from tests.trainers import (
     ALPHA,
@@ -124,7 +124,7 @@ def test_activations_may_be_computed_again_in_the_backward_pass(params, data):
     settings = params("weights", epochs=2)
     plain, recomputed = (trainer("weights", settings, data) for _ in range(2))
     recomputed.model.__class__ = Recomputed
-    assert alike(recomputed.model)
+    assert weight_groups(recomputed.model)
     losses = [[row["train_loss"] for row in run.fit().rows] for run in (plain, recomputed)]
     assert losses[0] == losses[1]
 
@@ -150,7 +150,7 @@ def test_no_scale_falls_to_zero_however_fast_it_learns(kind, params, data):
     before = [scale.item() for scale in scales]
     run.optimizer.param_groups[-1]["lr"] = 1e4
     run.learning.begin(0)
-    run._step(*next(iter(run.data.train.ordered())))
+    run.step(*next(iter(run.data.train.ordered())))
     shares = [scale.item() / start for scale, start in zip(scales, before, strict=True)]
     assert min(shares) == pytest.approx(0.01)
     assert all(share > 0 for share in shares)
@@ -187,7 +187,7 @@ def test_mixed_is_bfloat16_in_the_network_and_float32_in_the_loss(params, data):
     run.model[3].register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
     run.scores.add = lambda logits, labels, loss: seen.extend([logits.dtype, loss.dtype])
     run.learning.begin(0)
-    run._step(*next(iter(run.data.train.ordered())))
+    run.step(*next(iter(run.data.train.ordered())))
     assert seen == [torch.bfloat16, torch.float32, torch.float32]
 
 
@@ -208,15 +208,15 @@ def test_between_batches_the_host_never_waits_for_the_device(
     )  # fmt: skip
     settings = params(kind) if kind == "fp" else params(kind, distillation=0.5)
     model, teacher = model_of(kind), network(3, 1, 8).to(META.device)
-    together = alike(model)
+    together = weight_groups(model)
     run = Trainer(
         model, settings, TrainingData(batches, batches), META, phase="x", seed=0, teacher=teacher
     )
-    run.together = together
+    run.weight_groups = together
     for step, (images, labels) in enumerate(batches.epoch(torch.Generator())):
         with NoWaiting():
             set_learning_rate(run.optimizer, 0.1 / (step + 1))
-            run._step(images, labels)
+            run.step(images, labels)
     assert run.scores.sums.device == META.device
 
 
@@ -272,7 +272,7 @@ def test_the_loss_is_the_mean_of_labels_and_teacher(params, data):
     run.model.train()
     losses = []
     run.scores.add = lambda logits, labels, loss: losses.append((logits.detach(), loss.detach()))
-    run._step(images, labels)
+    run.step(images, labels)
     [(logits, loss)] = losses
 
     logits, taught = logits.double(), teacher(images).detach().double()

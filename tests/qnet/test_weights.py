@@ -16,7 +16,7 @@ from qnet.models import build_model
 from qnet.quantizer import Quantizer
 from qnet.sites import quantizable_layers
 from qnet.steps import Quantize
-from qnet.weights import alike, quantized_together
+from qnet.weights import quantized_in_groups, weight_groups
 from tests.textbook import uneven
 
 LEVELS = weight_levels(2)
@@ -52,7 +52,7 @@ def outcome(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]
 def test_together_as_one_by_one(levels: int | str) -> None:
     model, images = resnet20(levels), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     logits, grads = outcome(model, images)
-    with quantized_together(alike(model)):
+    with quantized_in_groups(weight_groups(model)):
         found, found_grads = outcome(model, images)
     assert torch.equal(found, logits)
     assert found_grads.keys() == grads.keys()
@@ -65,18 +65,18 @@ def test_a_step_of_resnet20_quantizes_five_times(monkeypatch: pytest.MonkeyPatch
     model, calls = resnet20(), []
     apply = Quantize.apply
     monkeypatch.setattr(Quantize, "apply", lambda x, *rest: calls.append(len(x)) or apply(x, *rest))
-    groups = alike(model)
+    groups = weight_groups(model)
     assert sorted(map(len, groups)) == [5, 5, 6]
-    with quantized_together(groups):
+    with quantized_in_groups(groups):
         model(torch.randn(2, 3, 32, 32, dtype=torch.float64))
     assert len(calls) == 5
 
 
 def test_weights_are_those_of_the_moment() -> None:
     model = resnet20()
-    layer = alike(model)[0][0]
+    layer = weight_groups(model)[0][0]
     for _ in range(2):
-        with quantized_together(alike(model)):
+        with quantized_in_groups(weight_groups(model)):
             found = layer.quantized_weight
         assert torch.equal(found, layer.weight_quantizer(layer.weight))
         with torch.no_grad():
@@ -86,9 +86,9 @@ def test_weights_are_those_of_the_moment() -> None:
 
 def test_what_stands_ready_goes_when_a_step_fails() -> None:
     model = resnet20()
-    with pytest.raises(ZeroDivisionError), quantized_together(alike(model)):
+    with pytest.raises(ZeroDivisionError), quantized_in_groups(weight_groups(model)):
         raise ZeroDivisionError
-    assert all(layer.quantized_weight is None for group in alike(model) for layer in group)
+    assert all(layer.quantized_weight is None for group in weight_groups(model) for layer in group)
 
 
 class Halved(Quantizer):
@@ -119,16 +119,16 @@ def test_only_what_is_alike_goes_together(odd: Quantizer) -> None:
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)), nn.Linear(4, 4), nn.Linear(4, 5))
     given = {str(i): Quantizer(LEVELS, alpha=0.1 * (i + 1)) for i in (0, 1, 4)} | {"2": odd}
     insert_quantizers(model, weights=given)
-    assert alike(model) == [[model[0], model[1]]]  # 3 is not quantized, 4 has another shape
-    assert alike(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))) == []
+    assert weight_groups(model) == [[model[0], model[1]]]  # 3 is not quantized, 4 has another shape
+    assert weight_groups(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))) == []
 
 
 def test_large_weights_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qnet.weights, "_SMALL", 16 * 16 * 9)
-    assert [len(group) for group in alike(resnet20())] == [6]
+    assert [len(group) for group in weight_groups(resnet20())] == [6]
 
 
 def test_an_exact_gradient_goes_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     weights = {name: Quantizer(LEVELS, backward_temperature="exact") for name in ("0", "1")}
-    assert alike(insert_quantizers(model, weights=weights)) == []
+    assert weight_groups(insert_quantizers(model, weights=weights)) == []
