@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from qnet.errors import UserError, some
 from qnet.histogram import Histogram
@@ -38,30 +41,17 @@ def activation_histograms(
             f"activation_histograms: the network has no module {some(unknown)}; give names such as "
             "those of quantizable_layers"
         )
-    handles = []
-    for site, histogram in histograms.items():
-        module = modules[site]
-        if isinstance(module, nn.ReLU):
-            handles.append(module.register_forward_hook(_output_to(histogram)))
-        else:
-            hook = _input_to(histogram)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
-        with modes_kept(model):
-            model.eval()
-            seen = 0
-            for batch in batches:
-                if not isinstance(batch, Tensor):
-                    raise UserError(
-                        f"activation_histograms: a batch is a {type(batch).__name__}; give tensors "
-                        "alone, such as (images for images, _ in loader), and wrap a network of "
-                        "several inputs in a module that takes one"
-                    )
-                model(batch)
-                seen += len(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    seen = 0
+    with _watched(model, sites, lambda site, values: histograms[site].update(values)):
+        for batch in batches:
+            if not isinstance(batch, Tensor):
+                raise UserError(
+                    f"activation_histograms: a batch is a {type(batch).__name__}; give tensors "
+                    "alone, such as (images for images, _ in loader), and wrap a network of "
+                    "several inputs in a module that takes one"
+                )
+            model(batch)
+            seen += len(batch)
     if seen == 0:
         raise UserError("activation_histograms: no images; give at least one")
     if unused := [site for site, histogram in histograms.items() if histogram.count == 0]:
@@ -80,18 +70,8 @@ def check_called(model: nn.Module, sites: Sequence[str], images: Tensor) -> None
         UserError: there are any; it names the parameter to change.
     """
     unused = set(sites)
-    handles = [
-        model.get_submodule(site).register_forward_pre_hook(
-            lambda module, args, site=site: unused.discard(site)
-        )
-        for site in sites
-    ]
-    try:
-        with modes_kept(model):
-            model.eval()(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _watched(model, sites, lambda site, values: unused.discard(site)):
+        model(images)
     named = some([site for site in sites if site in unused])
     if unused and isinstance(model.get_submodule(next(iter(unused))), nn.ReLU):
         raise UserError(
@@ -105,9 +85,31 @@ def check_called(model: nn.Module, sites: Sequence[str], images: Tensor) -> None
         )
 
 
-def _output_to(histogram: Histogram) -> Callable[[nn.Module, Any, Tensor], None]:
-    return lambda module, inputs, output: histogram.update(output)
+@contextmanager
+def _watched(
+    model: nn.Module, sites: Iterable[str], look: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Inside, `model` is in eval mode and `look` sees the values at each site that is called."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    handles = [_watch(modules[site], partial(look, site)) for site in sites]
+    try:
+        with modes_kept(model):
+            model.eval()
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def _input_to(histogram: Histogram) -> Callable[[nn.Module, Any, dict[str, Any]], None]:
-    return lambda module, args, kwargs: histogram.update(args[0] if args else kwargs["input"])
+def _watch(module: nn.Module, look: Callable[[Tensor], None]) -> RemovableHandle:
+    """The values are the output of a ReLU, and the input of any other module."""
+
+    def after(module: nn.Module, args: Any, output: Tensor) -> None:
+        look(output)
+
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        look(args[0] if args else kwargs["input"])
+
+    if isinstance(module, nn.ReLU):
+        return module.register_forward_hook(after)
+    return module.register_forward_pre_hook(before, with_kwargs=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from qnet.data import DatasetInfo
 from qnet.errors import UserError, one_line
@@ -96,8 +96,16 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             architecture that it names; or the device is not there.
         OSError: the file cannot be read.
     """
-    path = Path(path)
-    device = device_named(device)
+    path, device = Path(path), device_named(device)
+    description, tensors = _read(path)
+    checkpoint = _rebuilt(path, description)
+    _load(path, checkpoint, tensors)
+    checkpoint.model.to(device).eval()
+    return checkpoint
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the file says of the network, and its tensors."""
     if not path.exists():
         raise UserError(f"{path} does not exist; train the network first, or fix the path")
     if path.is_dir():
@@ -112,7 +120,11 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             f"{path} is no checkpoint, or not a whole one ({error}); give a .safetensors file that "
             "qnet wrote, or write this one again"
         ) from None
-    description = _description(path, metadata)
+    return _description(path, metadata), tensors
+
+
+def _rebuilt(path: Path, description: dict[str, Any]) -> Checkpoint:
+    """The network that is described, with its quantizers, before its tensors are loaded."""
     try:
         dataset = DatasetInfo.from_dict(description["dataset"])
         architecture = description["architecture"]
@@ -126,23 +138,31 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         raise UserError(
             f"{path} has an incomplete description ({one_line(e)}); write it again"
         ) from e
-    if description.get("packed"):
+    return Checkpoint(model, architecture, dataset, bool(description.get("packed")))
+
+
+def _load(path: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+    """Load the tensors into the network."""
+    model = checkpoint.model
+    if checkpoint.packed:
         try:
             tensors = unpacked_state(model, tensors)
         except UserError as error:
-            raise UserError(f"{path} is damaged: {error}; write it again") from None
+            raise _damaged(path, error) from None
     if differences := misfit(model.state_dict(), tensors):
-        raise UserError(f"{path} does not fit {architecture}: {differences}")
+        raise UserError(f"{path} does not fit {checkpoint.architecture}: {differences}")
     if difference := other_type(model.state_dict(), tensors):
-        raise UserError(f"{path} is damaged: {difference}; write it again")
+        raise _damaged(path, difference)
     try:
         load_state(model, tensors)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{path} is damaged: {one_line(error)}; write it again") from None
-    packed = bool(description.get("packed"))
-    return Checkpoint(model.to(device).eval(), architecture, dataset, packed)
+        raise _damaged(path, one_line(error)) from None
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    return UserError(f"{path} is damaged: {reason}; write it again")
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from torch import Tensor
@@ -150,19 +150,35 @@ def cluster_together(
         _check(gamma, thresholds, scale, name)
         if histogram.count == 0:
             raise UserError(f"{name}: no values to cluster; give at least one")
-    scaled = []
-    for histogram in histograms.values() if thresholds != "uniform" else ():
-        x, weights, low, high = _trim(histogram, gamma)
-        if max(-low, high) > _DEAD:
-            scaled.append((_beta(max(-low, high), levels, scale) * x, weights))
+    trimmed = {name: _trim(histogram, gamma) for name, histogram in histograms.items()}
+    scaled = [
+        (_beta(kept.largest, levels, scale) * kept.x, kept.weights)
+        for kept in trimmed.values()
+        if kept.largest > _DEAD
+    ]
     found = None
-    if scaled:
+    if scaled and thresholds != "uniform":
         y, place = np.unique(np.concatenate([y for y, _ in scaled]), return_inverse=True)
         weights = np.bincount(place, np.concatenate([weights for _, weights in scaled]))
-        found = _clustered(y, weights, levels, thresholds)
+        found = _kmeans_thresholds(y, weights, levels, thresholds)
     return {
-        name: _fit(histogram, levels, gamma, scale, found) for name, histogram in histograms.items()
+        name: _fit(kept, histograms[name].count, levels, scale, found)
+        for name, kept in trimmed.items()
     }
+
+
+class _Trimmed(NamedTuple):
+    """The values that trimming keeps: points, weights, and the smallest and the largest value."""
+
+    x: np.ndarray
+    weights: np.ndarray
+    low: float
+    high: float
+
+    @property
+    def largest(self) -> float:
+        """q, the largest magnitude."""
+        return max(-self.low, self.high)
 
 
 def _beta(q: float, levels: LevelSet, scale: Scale) -> float:
@@ -170,11 +186,10 @@ def _beta(q: float, levels: LevelSet, scale: Scale) -> float:
 
 
 def _fit(
-    histogram: Histogram, levels: LevelSet, gamma: float, scale: Scale, found: np.ndarray | None
+    kept: _Trimmed, count: int, levels: LevelSet, scale: Scale, found: np.ndarray | None
 ) -> Clusters:
-    """With the thresholds that k-means found; None: uniform ones."""
-    x, weights, low, high = _trim(histogram, gamma)
-    q = max(-low, high)
+    """Of `count` values before trimming, with the thresholds that k-means found; None: uniform."""
+    x, weights, q = kept.x, kept.weights, kept.largest
     b, alpha, beta = _uniform(levels), 1.0, 1.0
     if q > _DEAD:
         beta = _beta(q, levels, scale)
@@ -191,9 +206,9 @@ def _fit(
         thresholds=tuple(b.tolist()),
         alpha=alpha,
         beta=beta,
-        low=low,
-        high=high,
-        trimmed=1 - int(weights.sum()) / histogram.count,
+        low=kept.low,
+        high=kept.high,
+        trimmed=1 - int(weights.sum()) / count,
         inertia=_inertia(beta * x, weights, b),
     )
 
@@ -208,8 +223,8 @@ def _check(gamma: float, thresholds: str, scale: str, name: str) -> None:
             )
 
 
-def _trim(histogram: Histogram, gamma: float) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Points and weights of the values to keep, the smallest and the largest of these.
+def _trim(histogram: Histogram, gamma: float) -> _Trimmed:
+    """The values between the quantiles gamma and 1 - gamma.
 
     Ranks are rounded outwards, so that at least one value stays. Where trimming would leave zeros
     only (a ReLU that hardly ever fires), nothing is trimmed.
@@ -224,7 +239,7 @@ def _trim(histogram: Histogram, gamma: float) -> tuple[np.ndarray, np.ndarray, f
     low, high = np.clip(points[[first, last]], histogram.min, histogram.max).tolist()
     low = histogram.min if first == 0 else low
     high = histogram.max if last == len(points) - 1 else high
-    return points[first : last + 1], weights[first : last + 1], low, high
+    return _Trimmed(points[first : last + 1], weights[first : last + 1], low, high)
 
 
 def _halfway(values: np.ndarray) -> np.ndarray:
@@ -276,7 +291,7 @@ def _inertia(y: np.ndarray, weights: np.ndarray, b: np.ndarray) -> float:
     return float(weights @ (y - mean[interval]) ** 2 / weights.sum())
 
 
-def _clustered(
+def _kmeans_thresholds(
     y: np.ndarray, weights: np.ndarray, levels: LevelSet, thresholds: Thresholds
 ) -> np.ndarray | None:
     """Thresholds from k-means of y = βx; None where there are too few distinct values."""

@@ -160,7 +160,7 @@ class Trainer:
         return history
 
     def _start(self, resume: ResumeFile | None) -> tuple[History, dict[str, Tensor]]:
-        """The epochs that are done and the state of the best, from the file of a run that was killed."""
+        """The epochs done so far and the state of the best one; some are done in a resumed run."""
         history = History()
         best = _copy(self.model.state_dict())
         saved = None if resume is None else resume.load()
