@@ -111,8 +111,16 @@ class _Int8Layer(QuantizedLayer):
             raise UserError("to_int8: its network cannot be trained; train the one it came from")
         return nn.Module.train(self, mode)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        weight = state_dict.get(f"{prefix}weight")
+        if isinstance(weight, Tensor) and weight.is_floating_point():
+            raise UserError(
+                f"to_int8: {prefix}weight is of {weight.dtype}, and its network holds levels; load "
+                "the state into the network it came from, then call to_int8 again"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.pack()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def quantized_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, Quantizer
 def _computes_in(input: Tensor) -> torch.dtype:
     """The type in which a convolution or linear layer of `input` is computed."""
     device = input.device.type
-    mixed = torch.is_autocast_enabled(device)
+    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if mixed else input.dtype
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.errors import UserError
-from qnet.layers import quantized_weights
+from qnet.layers import is_quantizable, quantized_weights
 from qnet.params import ActivationsParams, QuantizedTrainingParams, TrainingParams
 from qnet.quantizer import Quantizer, quantizers
 
@@ -19,11 +19,13 @@ class Learning:
     """Has the parts of `model` learn that `params` let learn.
 
     Args:
-        model: with its quantizers; what never learns needs no gradient from now on. While
+        model: with its quantizers; what never learns needs no gradient until `end`. While
             activations are trained, its quantized weights take the forward of `params.weights`.
         params: the section of params.yaml that the phase follows.
 
     Attributes:
+        weights: those that `params.weights` is about: the quantized ones or, where none is, those
+            of all convolutions and linear layers.
         annealed: the quantizers whose T follows the schedule, all but those of weights in whose
             training beside activations T has no part; `validation_soft_top1` is with these soft.
         norms_learn: whether batch norm uses the statistics of the batches while training.
@@ -32,9 +34,14 @@ class Learning:
     def __init__(self, model: nn.Module, params: TrainingParams) -> None:
         self.model = model
         self.params = params
+        self.before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self.batch_norms = _batch_norms(model)
         self.annealed: list[Quantizer] = []
         self.weight_quantizers = [quantizer for *_, quantizer in quantized_weights(model)]
+        self.weights = [weight for _, weight, _ in quantized_weights(model)]
+        if not self.weights:
+            layers = filter(is_quantizable, model.modules())
+            self.weights = [layer.get_parameter("weight") for layer in layers]
         if isinstance(params, QuantizedTrainingParams):
             for norm in self.batch_norms:
                 norm.requires_grad_(not params.freeze_bn_affine)
@@ -43,21 +50,18 @@ class Learning:
                 quantizer.requires_grad_(params.scale_lr > 0)
         if isinstance(params, ActivationsParams):
             self._treat_weights(params)
-        self.frozen_at_first = [
-            parameter
-            for _, weight, quantizer in quantized_weights(model)
-            for parameter in (weight, *quantizer.parameters())
-            if parameter.requires_grad
-        ]
+        scales = [p for quantizer in self.weight_quantizers for p in quantizer.parameters()]
+        self.frozen_at_first = [p for p in (*self.weights, *scales) if p.requires_grad]
         self.weights_learn = True
         self.norms_learn = bool(self.batch_norms) and _norms_may_learn(params)
 
     def _treat_weights(self, params: ActivationsParams) -> None:
-        """Have the quantized weights learn, or not, beside the activations."""
+        """Have the weights learn, or not, beside the activations."""
         learn = params.weights != "frozen"
-        for _, weight, quantizer in quantized_weights(self.model):
-            quantizer.forward_mode = "soft" if params.weights == "soft" else "hard"
+        for weight in self.weights:
             weight.requires_grad_(learn)
+        for quantizer in self.weight_quantizers:
+            quantizer.forward_mode = "soft" if params.weights == "soft" else "hard"
             quantizer.requires_grad_(learn and params.weight_scales and params.scale_lr > 0)
             exact = learn and quantizer.backward_temperature == "exact"
             if not (exact or params.weights == "soft"):
@@ -89,6 +93,11 @@ class Learning:
             for norm in self.batch_norms:
                 norm.eval()
         return changed
+
+    def end(self) -> None:
+        """Let each parameter learn, or not, as before this phase."""
+        for parameter, learns in self.before:
+            parameter.requires_grad_(learns)
 
 
 def check_batch_norm(model: nn.Module, params: TrainingParams, phase: str) -> None:

@@ -115,9 +115,10 @@ def _is_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         module = modules[str(node.target)]
         return isinstance(module, (nn.Conv2d, nn.Linear, _BatchNorm)) and not has_hooks(module)
-    if node.target is operator.iadd:
-        return isinstance(node.args[0], fx.Node) and _is_new(node.args[0], modules)
-    return node.target in (operator.add, torch.add)
+    if node.target is operator.add:  # or `+=`, traced alike, which writes to its left side
+        left = node.args[0]
+        return not isinstance(left, fx.Node) or _is_new(left, modules)
+    return node.target is torch.add or node.op == "placeholder"
 
 
 def _clipping(layer: nn.Module) -> Quantizer | None:

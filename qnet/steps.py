@@ -168,9 +168,12 @@ def soft_steps(
         Tensor like x, between 0 and Σ s_i.
 
     Raises:
-        UserError: x is of no floating type.
+        UserError: x is of no floating type, a temperature is not above zero, or there are not as
+            many heights as thresholds.
     """
-    _require_floating(x, "soft_steps")
+    _check("soft_steps", x, thresholds, steps, temperature)
+    if backward_temperature != "exact":
+        _check("soft_steps", x, thresholds, steps, backward_temperature)
     window_temperature = temperature if backward_temperature == "exact" else backward_temperature
     if isinstance(window_temperature, Tensor):
         window_temperature = window_temperature.clone()  # torch.compile accepts no tensor twice
@@ -198,13 +201,25 @@ def hard_steps(
         Tensor like x, of whole numbers.
 
     Raises:
-        UserError: x is of no floating type.
+        UserError: x is of no floating type, the temperature is not above zero, or there are not as
+            many heights as thresholds.
     """
-    _require_floating(x, "hard_steps")
+    _check("hard_steps", x, thresholds, steps, backward_temperature)
     alpha, beta = x.new_ones(()), x.new_ones(())
     return Quantize.apply(x, alpha, beta, thresholds, steps, 0.0, None, backward_temperature, False)
 
 
-def _require_floating(x: Tensor, name: str) -> None:
+def _check(
+    name: str, x: Tensor, thresholds: Tensor, steps: Sequence[int], temperature: object
+) -> None:
     if not x.is_floating_point():
         raise UserError(f"{name}: x is of {x.dtype}; convert it to a floating type first")
+    if len(steps) != len(thresholds):
+        raise UserError(
+            f"{name}: {len(thresholds)} thresholds and {len(steps)} heights; give one height for "
+            "each threshold"
+        )
+    if isinstance(temperature, Tensor) or temperature is None:
+        return  # to read a tensor would wait for its device
+    if isinstance(temperature, str) or not temperature > 0:  # type: ignore[operator]
+        raise UserError(f"{name}: temperature {temperature!r}; give a number above zero")

@@ -8,6 +8,7 @@ weights that stay as they are need to be converted only once.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,24 +16,50 @@ from torch.fx.experimental.optimization import fuse
 
 from qnet.compiling import CompiledNetwork
 from qnet.layers import has_hooks
+from qnet.memory import is_out_of_memory
 from qnet.memory_format import channels_last
 from qnet.runtime import Runtime
 from qnet.tracing import CalledWithImages
 
+_ROUNDING = 0.05  # of the logits' norm; in bfloat16 a few thousandths to a hundredth
+
 
 class Teacher:
-    """Logits [N, classes], in float32 and without gradient, of the network to distil from."""
+    """Logits [N, classes], in float32 and without gradient, of the network to distil from.
+
+    What folding made of it is held against the network itself on the first batch: a forward that
+    asks `isinstance(x, Tensor)`, for example, takes another branch while it is traced.
+    """
 
     def __init__(self, network: nn.Module, runtime: Runtime) -> None:
         self.runtime = runtime
-        ready = teaching(network, mixed=runtime.mixed)
-        self.network = CompiledNetwork(ready) if runtime.compile_network else ready
+        self.original = network.eval()
+        self.network: Callable[[Tensor], Tensor] | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of images [N, C, H, W]."""
         with self.runtime.autocast():
+            if self.network is None:
+                self.network = self._ready(images)
             return self.network(images).float()
+
+    def _ready(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        network = teaching(self.original, mixed=self.runtime.mixed)
+        if network is not self.original and not self._agrees(network, images):
+            network = channels_last(self.original)
+        return CompiledNetwork(network) if self.runtime.compile_network else network
+
+    def _agrees(self, network: nn.Module, images: Tensor) -> bool:
+        """Whether `network` gives the same logits except for rounding."""
+        try:
+            found = network(images).float()
+        except Exception as error:  # the network's own code, in a branch it may never have taken
+            if is_out_of_memory(error):
+                raise
+            return False
+        expected = self.original(images).float()
+        return bool((found - expected).norm() <= _ROUNDING * expected.norm())
 
 
 def teaching(network: nn.Module, *, mixed: bool) -> nn.Module:
@@ -55,7 +82,8 @@ def folded(network: nn.Module) -> nn.Module:
     """A copy of `network` in eval mode without the batch norm that can be folded.
 
     The network itself, in eval mode, if that is not safe: its forward depends on the values it
-    sees, so that it cannot be traced, it uses a weight in more than one place, or it has hooks.
+    sees, so that it cannot be traced, it uses a weight in more than one place, it has hooks, or
+    batch norm follows a linear layer (whose features need not be the channels of batch norm).
     """
     network.eval()
     if any(map(has_hooks, network.modules())):
@@ -69,5 +97,7 @@ def folded(network: nn.Module) -> nn.Module:
     # A layer that is called twice would take in its batch norm twice.
     twice = any(count > 1 and list(module.parameters()) for module, count in calls.items())
     if twice or any(node.op == "get_attr" for node in nodes):
+        return network
+    if any(isinstance(module, nn.BatchNorm1d) for module in calls):
         return network
     return fuse(traced, no_trace=True).eval()

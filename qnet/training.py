@@ -157,6 +157,7 @@ class Trainer:
         load_state(self.model, best)
         self.model.eval()
         self._measure_batch_norm()
+        self.learning.end()
         return history
 
     def _start(self, resume: ResumeFile | None) -> tuple[History, dict[str, Tensor]]:

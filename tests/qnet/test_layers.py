@@ -386,3 +386,12 @@ def test_a_layer_whose_forward_is_its_own_is_refused() -> None:
     model[0].forward = lambda x: forward(x)
     with pytest.raises(UserError, match="'0' has a forward that was set on it"):
         insert_quantizers(model, weights={"0": Quantizer(weight_levels(1))})
+
+
+def test_shapes_can_be_had_on_the_meta_device() -> None:
+    model = insert_quantizers(
+        nn.Sequential(nn.Linear(2, 3)),
+        weights={"0": Quantizer(weight_levels(1))},  # type: ignore[arg-type]
+        activations={"0": Quantizer(activation_levels(2))},  # type: ignore[arg-type]
+    )
+    assert model.to("meta").eval()(torch.empty(4, 2, device="meta")).shape == (4, 3)

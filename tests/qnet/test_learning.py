@@ -64,3 +64,22 @@ def test_frozen_at_first_is_undone_by_another_phase(activations_params):
     assert not model.get_parameter("3.weight").requires_grad
     Learning(model, activations_params(frozen_epochs=0))
     assert model.get_parameter("3.weight").requires_grad
+
+
+@pytest.mark.parametrize("changes", [{"weights": "frozen"}, {"frozen_epochs": 2}])
+def test_where_no_weight_is_quantized_all_are_frozen(changes, activations_params):
+    model = model_of("fp")
+    Learning(model, activations_params(**changes)).begin(0)
+    weights = {"0.weight", "3.weight", "6.weight", "11.weight"}
+    assert names(model, "") - learning_names(model) == weights
+
+
+def test_after_a_phase_all_learn_that_did_before(activations_params):
+    model = model_of("activations")
+    model[0].requires_grad_(False)
+    before = learning_names(model)
+    learning = Learning(model, activations_params(weights="frozen", freeze_bn_affine=True))
+    learning.begin(0)
+    assert learning_names(model) != before
+    learning.end()
+    assert learning_names(model) == before

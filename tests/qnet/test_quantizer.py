@@ -206,10 +206,15 @@ def test_a_quantizer_without_storage_can_be_printed() -> None:
     assert "temperature=meta" in repr(Quantizer(WEIGHTS[1]).to("meta"))
 
 
-def test_thresholds_that_are_written_to_are_followed() -> None:
+@pytest.mark.parametrize("how", ["written to", "replaced"])
+def test_thresholds_that_change_are_followed(how: str) -> None:
     quantizer = Quantizer(weight_levels(2))
-    with torch.no_grad():  # as averaging does, or DistributedDataParallel as it begins
-        quantizer.thresholds.copy_(torch.tensor([-2.0, 2.0]))
+    thresholds = torch.tensor([-2.0, 2.0])
+    if how == "replaced":
+        quantizer.thresholds = thresholds
+    else:
+        with torch.no_grad():  # as averaging does, or DistributedDataParallel as it begins
+            quantizer.thresholds.copy_(thresholds)
     x = torch.tensor([-3.0, 1.0, 3.0])
     for values in (x, x.double()):
         assert quantizer(values).tolist() == [-1, 0, 1]

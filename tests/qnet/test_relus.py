@@ -177,6 +177,34 @@ class Readers(nn.Module):
         raise AssertionError(self.read)
 
 
+class AddedInPlace(nn.Module):
+    """The ReLU writes to memory that something else reads, though its input has one reader."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.norm, self.relu = nn.BatchNorm1d(4), nn.ReLU(inplace=True)
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        out = y
+        if self.in_place:
+            out += x
+        else:
+            out = y + x
+        return self.layer(self.relu(out)) + y
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_sum_in_place_is_not_new_memory(in_place: bool) -> None:
+    model = quantized(AddedInPlace(in_place), "layer", bits=2)
+    x = torch.randn(8, 4)
+    expected = copy.deepcopy(model)(x)
+    skip_relus(model)
+    assert torch.equal(model(x), expected)
+
+
 def test_a_network_that_cannot_be_traced_keeps_its_relus_and_says_so() -> None:
     model = quantized(Readers("values", inplace=True), "layer", "other")
     with pytest.warns(UserWarning, match="cannot be traced .*ReLUs before binary"):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import qnet.staircase
 import qnet.steps
+from qnet.errors import UserError
 from qnet.levels import LevelSet
 from qnet.quantizer import Quantizer
 from qnet.steps import hard_steps, soft_steps
@@ -149,6 +150,21 @@ def test_hard_steps_without_a_window_have_no_gradient() -> None:
     assert not x.grad.any()
     assert thresholds.grad is not None
     assert not thresholds.grad.any()
+
+
+@pytest.mark.parametrize("steps", [soft_steps, hard_steps])
+@pytest.mark.parametrize(
+    ("heights", "temperature", "message"),
+    [
+        ((1, 1), 0.0, "temperature 0.0; give a number above zero"),
+        ((1, 1), -5.0, "temperature -5.0"),
+        ((1, 1), "steep", "temperature 'steep'"),
+        ((1, 1, 1), 2.0, "2 thresholds and 3 heights"),
+    ],
+)
+def test_steps_that_make_no_sense_are_refused(steps, heights, temperature, message) -> None:
+    with pytest.raises(UserError, match=f"^{steps.__name__}: .*{message}"):
+        steps(torch.zeros(3), torch.tensor([-0.5, 0.5]), heights, temperature)
 
 
 def test_hard_steps_take_the_gradient_of_soft_steps() -> None:

@@ -7,7 +7,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import prune
 
 from qnet.models import build_model
-from qnet.teacher import folded, teaching
+from qnet.runtime import Runtime
+from qnet.teacher import Teacher, folded, teaching
 
 
 def settled(name: str) -> nn.Module:
@@ -135,3 +136,42 @@ def test_an_argument_that_is_not_given_has_its_default():
     assert not any(isinstance(module, _BatchNorm) for module in without.modules())
     images = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(without(images), network(images))
+
+
+class Tokens(nn.Module):
+    """Linear layers whose features are as many as the channels of batch norm, which are others."""
+
+    def __init__(self, affine: bool = True) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(32, 3), nn.BatchNorm1d(3, affine=affine)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.linear(x.mean(2))).mean(2)  # [N, 3, 32] -> [N, 3, 3] -> [N, 3]
+
+
+class Asking(nn.Module):
+    """Takes another branch while it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.conv(x))
+        return y.mean((2, 3)) if isinstance(y, torch.Tensor) else y.amax((2, 3))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("network", [Tokens(), Tokens(affine=False), Asking()])
+def test_a_teacher_gives_the_logits_of_its_network(network, mixed):
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2.0)
+    images = torch.randn(4, 3, 32, 32)
+    network.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        expected = network(images).float()
+    found = Teacher(network, Runtime(torch.device("cpu"), mixed=mixed))(images)
+    tolerance = 0.05 if mixed else 1e-6
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
