@@ -8,6 +8,8 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 INSTALLED := $(VENV)/installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Not the default shell: with that, make 3.81 (macOS) looks for programs in the PATH it was started with.
+SHELL := /bin/bash
 
 .PHONY: repro test lint unit test-oldest bench install clean
 

@@ -31,7 +31,7 @@ def run_key(values: Mapping[str, Any], inputs: Iterable[Path]) -> str:
     for root in (code, *inputs):
         files = sorted(root.rglob("*")) if root.is_dir() else [root]
         for path in files:
-            if path.is_file() and path.suffix != ".pyc":
+            if path.is_file() and not _is_passing(path.relative_to(root)):
                 digest.update(str(path.relative_to(root)).encode())
                 _update(digest, path)
     return digest.hexdigest()[:16]
@@ -98,6 +98,11 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: State) -> 
             value = torch.empty_like(like, dtype=value.dtype).copy_(value)
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({**content, "state": state})
+
+
+def _is_passing(path: Path) -> bool:
+    """Whether this is no code but what Python, an editor or a desktop leaves beside it."""
+    return "__pycache__" in path.parts or path.name.startswith(".") or path.name.endswith("~")
 
 
 def _update(digest: Any, path: Path) -> None:

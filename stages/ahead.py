@@ -34,7 +34,12 @@ def check_ahead(params: Params, model: nn.Module, info: DatasetInfo) -> None:
     check_batch_size(params, "fp", *quantized)
     for section in quantized:
         check_batch_norm(model, getattr(params, section), section)
-    if "weights" in quantized:
-        quantizable_layers(model, keep, quantize)
     sites = activation_sites(model, params.activations.sites, keep, quantize)
+    layers = quantizable_layers(model, keep, quantize) if "weights" in quantized else []
+    for name in {*sites, *layers}:
+        if "forward" in vars(model.get_submodule(name)):
+            raise UserError(
+                f"model.name: {name!r} has a forward that was set on it and would not quantize; "
+                "give it a class of its own, or add its name to model.keep"
+            )
     check_called(model, sites, torch.zeros(2, info.channels, info.size, info.size))

@@ -15,6 +15,7 @@ from qnet.checkpoint import load_checkpoint
 from qnet.files import write_text
 from qnet.params import Params
 from qnet.runtime import start
+from stages.ahead import check_ahead
 from stages.clustering import activation_clusters, weight_clusters
 from stages.common import (
     ACTIVATION_CLUSTERS,
@@ -34,7 +35,8 @@ def main(params: Params) -> None:
     """Cluster the weights at `weights.levels`, and the activations at every number of bits."""
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(FP, runtime.device)
-    prepared_like(checkpoint.dataset)
+    info = prepared_like(checkpoint.dataset)
+    check_ahead(params, checkpoint.model, info)
     content = {
         "weights": weight_clusters(params, checkpoint),
         "activations": activation_clusters(params, checkpoint, runtime, BITS),

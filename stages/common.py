@@ -150,7 +150,7 @@ def reading(path: Path) -> Iterator[None]:
         ) from None
     except UserError as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from error
-    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path} is damaged; delete it and run `dvc repro`") from None
 
 

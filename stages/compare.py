@@ -18,7 +18,7 @@ import yaml
 from qnet.errors import UserError
 from stages.common import METRICS, Parser, run_tool
 from stages.pairs import Pair, pairs
-from stages.stale import changed_since
+from stages.stale import changed_since, plain
 
 LISTED = 3  # parameters that a row names
 SHAPES_FULL_PRECISION = ("data", "augment", "model.name", "model.pretrained", "fp")
@@ -114,7 +114,7 @@ def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
                 for name, value in flat.items()
                 if any(f"{name}.".startswith(f"{part}.") for part in DEPENDS[stage])
             }
-            key = (pair, json.dumps(settings, sort_keys=True))
+            key = (pair, json.dumps(plain(settings), sort_keys=True))
             top1 = found["test"]["top1"]
             chosen = chosen or found["selected_on"] == "test"
             mine = groups.setdefault(key, Group(subject, pair, settings, found["bytes"], chosen))

@@ -13,21 +13,17 @@ from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import (
-    ChildFailedError,
-    ProcessFailure,
-    get_error_handler,
-)
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from typing import TYPE_CHECKING, Any
 
 from qnet.distributed import join
 from qnet.errors import UserError
 from qnet.params import Params
 from qnet.runtime import processes
 from stages import common
+
+# torch's launcher is imported where several processes run: it takes time, and warns on macOS.
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 Stage = Callable[[Params], None]
 RUN = "stages.launch"  # by which a process knows that it was started here
@@ -56,6 +52,8 @@ def _started_among_others() -> bool:
 
 def _work(stage: Stage, params: Params) -> None:
     """Be one of several processes."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     first = os.environ["RANK"] == "0"
     try:
@@ -88,6 +86,10 @@ def _launch(stage: Stage, params: Params) -> None:
     if count == 1 or _started_among_others():
         stage(params)
         return
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     logging.disable()  # torch's lines about processes that it ends
     with TemporaryDirectory() as folder:
         config = LaunchConfig(

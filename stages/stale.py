@@ -18,7 +18,7 @@ def changed_since(lock: Mapping[str, Any], params: Mapping[str, Any]) -> list[st
     changed = set()
     for stage in stages:
         for name, value in stage.get("params", {}).get("params.yaml", {}).items():
-            if _plain(value) != _plain(_at(params, name)):
+            if plain(value) != plain(_at(params, name)):
                 changed.add(name)
         for dep in stage.get("deps", []):
             if dep["path"] in written and written[dep["path"]] != dep.get("md5"):
@@ -33,12 +33,12 @@ def _at(tree: Any, name: str) -> Any:
     return tree
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A tree in which numbers are numbers, truths truths and nothing nothing, however written."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if value is None or str(value).lower() in ("", "~", "null"):
         return None
     if str(value).lower() in ("true", "false"):

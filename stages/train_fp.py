@@ -15,7 +15,7 @@ from qnet.checkpoint import Checkpoint, check_rebuilt
 from qnet.data import load_info
 from qnet.errors import UserError
 from qnet.models import build_model
-from qnet.models.pretrained import is_file, load_pretrained
+from qnet.models.pretrained import STARTS_ANEW, is_file, load_pretrained
 from qnet.params import Params
 from qnet.runtime import seed_for, start
 from stages.ahead import check_ahead
@@ -42,6 +42,8 @@ def main(params: Params) -> None:
     pretrained = params.model.pretrained
     for note in load_pretrained(model, pretrained, name=params.model.name):
         print(f"train_fp: {note}")
+        if STARTS_ANEW in note and params.fp.epochs == 0:
+            raise UserError(f"fp.epochs is 0, and {note}; set it above 0, or that layer is random")
     inputs = [Path(pretrained)] if is_file(pretrained) else []
     checkpoint = Checkpoint(model, params.model.name, info)
     check_rebuilt(FP, checkpoint)

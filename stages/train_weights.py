@@ -14,6 +14,7 @@ from qnet.insertion import insert_quantizers
 from qnet.levels import weight_levels
 from qnet.params import Params
 from qnet.runtime import start
+from stages.ahead import check_ahead
 from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, read_json, reading
 from stages.data import prepared_like
 from stages.launch import run
@@ -25,7 +26,8 @@ def main(params: Params) -> None:
     """Quantize the weights at `weights.levels` and train; `full` passes the network on."""
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(FP, runtime.device)
-    prepared_like(checkpoint.dataset)
+    info = prepared_like(checkpoint.dataset)
+    check_ahead(params, checkpoint.model, info)
     clusters = read_json(WEIGHT_CLUSTERS)
     levels = weight_levels(params.weights.levels)
     with reading(WEIGHT_CLUSTERS):

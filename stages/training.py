@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from qnet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qnet.distributed import leave
-from qnet.evaluation import evaluate, evaluate_classes
+from qnet.evaluation import evaluate_classes
 from qnet.history import History, is_due
 from qnet.loss import distils
 from qnet.models import source_files
@@ -61,7 +62,8 @@ def train_stage(
         taught_by = None
         if teacher is not None and distils(settings):
             taught_by = load_checkpoint(teacher, runtime.device).model
-        resume = resume_file(f"{stage}-{_key(params, section, checkpoint.architecture, inputs)}")
+        key = _key(params, section, checkpoint.architecture, runtime, inputs)
+        resume = resume_file(f"{stage}-{key}")
         data = training_data(params, section, checkpoint.dataset, runtime)
         trainer = Trainer(
             checkpoint.model, settings, data, runtime,
@@ -98,11 +100,19 @@ def _write_scores(
         evaluation_images(split, params, checkpoint.dataset, exact)
         for split in ("test", "validation")
     )
-    scores, actual, predicted = evaluate_classes(checkpoint.model, test, exact)
+    scores, actual, predicted = evaluate_classes(
+        checkpoint.model, test, exact, partial(bar, count=len(test), title=f"{stage}: test")
+    )
+    validation_scores, *_ = evaluate_classes(
+        checkpoint.model,
+        validation,
+        exact,
+        partial(bar, count=len(validation), title=f"{stage}: validation"),
+    )
     size = model_bytes(checkpoint.model)
     metrics = {
         "test": scores,
-        "validation": evaluate(checkpoint.model, validation, exact),
+        "validation": validation_scores,
         "best_epoch": history.best_epoch,
         "selected_on": selected_on,
         "bytes": size,
@@ -112,10 +122,12 @@ def _write_scores(
     write_confusion(stage, checkpoint.dataset.classes, actual, predicted)
 
 
-def _key(params: Params, section: str, architecture: str, inputs: Sequence[Path]) -> str:
+def _key(
+    params: Params, section: str, architecture: str, runtime: Runtime, inputs: Sequence[Path]
+) -> str:
     """A name for everything that the run of this section depends on."""
     own = {"seed": True, "augment": True, section: True}
     used = params.model_dump(include={**own, **READS[section]})
-    used["precision"] = params.runtime.precision
+    used["mixed"] = runtime.mixed
     code = [Path(__file__).parent, *source_files(architecture)]
     return run_key(used, [PREPARED, *inputs, *code])

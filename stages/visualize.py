@@ -49,6 +49,9 @@ def main() -> None:
     if activations:
         seen |= _look_at_activations(checkpoint, activations, params, runtime)
 
+    for kind in ("weights", "activations"):
+        for picture in (arguments.output / kind).glob("*.png"):
+            picture.unlink()  # of another network
     panels = {}
     for name in bar(seen, len(seen), "draw"):
         layer, _, slot = name.rpartition(".")

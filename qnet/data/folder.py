@@ -184,8 +184,8 @@ def _tree(folder: Path, otherwise: str = "or do without the class") -> tuple[_Fi
 
 
 def _visible(folder: Path) -> list[Path]:
-    """The files below a folder, in the order of their names. Links to nothing are among them: no
-    image goes missing without a word."""
+    """The files and links below a folder, in the order of their names: links to nothing and to
+    folders too, which are not followed, so that no image goes missing without a word."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -194,7 +194,8 @@ def _visible(folder: Path) -> list[Path]:
     try:
         for parent, folders, files in os.walk(folder, onerror=fail):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            paths = [Path(parent, name) for name in files if not name.startswith(".")]
+            names = [*folders, *files]  # links to folders are among the folders
+            paths = [Path(parent, name) for name in names if not name.startswith(".")]
             found.extend(path for path in paths if path.is_file() or path.is_symlink())
     except OSError as error:
         raise unlisted(error) from error
@@ -225,9 +226,12 @@ def _notes(heads: Sequence[_Head], size: int, passed: Sequence[Path]) -> list[st
             f"{other} of {len(heads)} images are not {size}×{size}: scaled to it, and "
             "cropped at the centre where not square"
         )
-    if passed:
-        others = some([str(path) for path in passed])
-        notes.append(f"passed over, as their names are not those of images: {others}")
+    for reason, paths in (
+        ("their names are not those of images", [path for path in passed if not path.is_dir()]),
+        ("links to folders are not followed", [path for path in passed if path.is_dir()]),
+    ):
+        if paths:
+            notes.append(f"passed over, as {reason}: {some([str(path) for path in paths])}")
     return notes
 
 

@@ -22,6 +22,10 @@ _MNIST_FILES = tuple(
     for part in ("train", "t10k")
     for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
 )
+_FIRST_LABELS = {  # of the training images
+    "mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4],
+    "fashion_mnist": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5],
+}
 
 
 def load_cifar(
@@ -60,7 +64,7 @@ def load_mnist(
     The four IDX files, plain or gzipped, lie in torchvision's place under `root` or directly in it.
 
     Raises:
-        UserError: if files are missing and cannot be downloaded, or are damaged.
+        UserError: if files are missing and cannot be downloaded, are damaged, or are the other's.
     """
     kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
     fashion = name == "fashion_mnist"
@@ -78,6 +82,12 @@ def load_mnist(
             raise UserError(f"data.root: the download left no {name} in {own}: put its files there")
     train_images, train_labels = _read_pair(files[0], files[1])
     test_images, test_labels = _read_pair(files[2], files[3])
+    other = "fashion_mnist" if name == "mnist" else "mnist"
+    if train_labels[:10].tolist() == _FIRST_LABELS[other]:
+        raise UserError(
+            f"data.root: {files[1]} belongs to {other}, whose files have the same names as those "
+            f"of {name}: set data.name to {other}, or put the files of {name} in {own}"
+        )
     images = np.concatenate([train_images, test_images])[:, None]
     labels = np.concatenate([train_labels, test_labels]).astype(np.int64)
     images = convert(images, size or 28, channels or 1, progress)

@@ -216,6 +216,10 @@ def _decoded(
     try:
         yield from loader
     except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and str(error).startswith("Caught "):  # in a worker
+            raise UserError(
+                f"data.root: {str(error).strip().splitlines()[-1]}; fix the file or the disk"
+            ) from error
         if (reason := why_lost(error)) is None:
             raise
         raise UserError(

@@ -33,6 +33,8 @@ def why_lost(error: Exception) -> str | None:
     """
     full = isinstance(error, OSError) and error.errno == errno.EMFILE
     text = str(error)
+    if isinstance(error, BrokenPipeError):
+        return "as it started"
     if full or text.startswith(("DataLoader worker", "Too many open files")):
         return text.splitlines()[0]
     return None

@@ -27,6 +27,8 @@ State = dict[str, Tensor]
 
 TORCHVISION_ALIKE = (*(f"resnet{depth}" for depth in STAGES), "alexnet")
 """Models of this package whose layers are named and shaped as torchvision's."""
+STARTS_ANEW = "starts anew"
+"""In what `load_pretrained` returns: of a last layer for another number of classes."""
 _TORCH_SUFFIXES = (".pth", ".pt", ".th")
 
 
@@ -74,7 +76,7 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
     notes = [f"starts with the weights of {origin}"]
     if head := _other_head(model, state, expected):
         theirs, ours = (len(tensors[f"{head}.weight"]) for tensors in (state, expected))
-        notes.append(f"{head} starts anew: {origin} has {theirs} classes, the data {ours}")
+        notes.append(f"{head} {STARTS_ANEW}: {origin} has {theirs} classes, the data {ours}")
         state |= _below(head, expected)
     # Missing before PyTorch 0.4.1, and used only by batch norm without a momentum.
     state = {k: v for k, v in expected.items() if k.endswith(".num_batches_tracked")} | state

@@ -45,6 +45,13 @@ def test_experiments_that_differ_in_the_seed_only_are_one_row():
     assert len(both.by_seed) == 2
 
 
+def test_a_number_written_otherwise_is_the_same_setting():
+    found = group([experiment(90, 89, 86), experiment(92, 91, 87, seed=1, fp__clip_norm=5)])
+    assert PARAMS["fp"]["clip_norm"] == 5
+    assert len(found) == 3
+    assert {len(row.by_seed) for row in found} == {2}
+
+
 def test_a_parameter_of_a_later_stage_does_not_part_the_networks_before_it():
     found = group([experiment(90, 89, 86), experiment(90, 89, 80, activations__bits=1)])
     assert [row.pair.name for row in found] == ["32/32", "1/32", "1/2", "1/1"]

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from qnet.models import build_model
 from tests.pipeline import run, write_params
 
 
@@ -43,6 +45,13 @@ def test_a_mistake_is_one_line_and_status_2(changes, message, workspace):
     assert output[-1].startswith("error: ")
     assert message in output[-1]
     assert not any("Traceback" in line for line in output)
+
+
+@pytest.mark.parametrize("stage", ["cluster", "train_weights"])
+def test_a_mistake_in_a_later_section_is_told_before_training(stage, workspace):
+    write_params(workspace, activations__batch_size=5000)
+    output = run(stage, workspace, status=2)
+    assert "activations.batch_size is 5000; it must be at most" in output
 
 
 @pytest.mark.parametrize(
@@ -213,6 +222,22 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(workspace):
     (workspace / "checkpoints" / "fp.safetensors").chmod(0)
     output = run("cluster", workspace, status=2).strip()
     assert output.startswith("error: checkpoints/fp.safetensors: Permission denied; mend")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_clusters_that_may_not_be_read_are_not_called_damaged(workspace):
+    (workspace / "checkpoints" / "weight_clusters.json").chmod(0)
+    output = run("train_weights", workspace, status=2).strip()
+    assert "checkpoints/weight_clusters.json: Permission denied" in output
+
+
+def test_a_head_that_starts_anew_needs_training(workspace, tmp_path):
+    content = build_model("resnet20", classes=7, channels=1).state_dict()
+    torch.save(content, tmp_path / "other.pth")
+    changes = {"model__name": "resnet20", "model__pretrained": str(tmp_path / "other.pth")}
+    write_params(workspace, **changes, fp__epochs=0)
+    output = run("train_fp", workspace, status=2).strip().splitlines()[-1]
+    assert output.startswith("error: fp.epochs is 0, and linear starts anew: ")
 
 
 def test_a_name_that_is_taken_is_told_before_training(workspace):

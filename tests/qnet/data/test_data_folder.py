@@ -89,6 +89,15 @@ def test_files_that_are_no_images_are_passed_over_with_a_note(tree: Path) -> Non
     ]
 
 
+def test_links_to_folders_are_noted(tree: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    write(more / "x.png", 1)
+    (tree / "train/cat/more").symlink_to(more, target_is_directory=True)
+    assert load(tree).notes == [
+        f"passed over, as links to folders are not followed: {tree}/train/cat/more"
+    ]
+
+
 def test_every_kind_of_file(tree: Path) -> None:
     write(tree / "train/cat/d.JPG", 200)
     write(tree / "train/cat/e.gif", 201, mode="P")

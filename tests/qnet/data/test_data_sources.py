@@ -93,6 +93,26 @@ def test_mnist_where_it_lies(tmp_path: Path, name: str, folder: str, suffix: str
     assert raw.classes[9] == ("Ankle boot" if name == "fashion_mnist" else "9")
 
 
+@pytest.mark.parametrize(
+    ("name", "other", "first"),
+    [
+        ("mnist", "fashion_mnist", [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]),
+        ("fashion_mnist", "mnist", [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]),
+    ],
+)
+def test_files_of_the_other_mnist_are_refused(
+    tmp_path: Path, name: str, other: str, first: list[int]
+) -> None:
+    labels = write_mnist(tmp_path)["train-labels-idx1-ubyte"]
+    labels[:10] = first
+    write_idx(tmp_path / "train-labels-idx1-ubyte", labels)
+    assert (
+        load_source(other, tmp_path, size=None, channels=None).train.labels[:10].tolist() == first
+    )
+    with pytest.raises(UserError, match=f"belongs to {other}, .* set data.name to {other}"):
+        load_source(name, tmp_path, size=None, channels=None)
+
+
 def test_mnist_at_another_size(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     raw = load_source("mnist", tmp_path, size=32, channels=3)

@@ -198,6 +198,17 @@ def test_a_picture_is_not_blamed_for_the_machine(found, workers, monkeypatch) ->
         list(data.ordered())
 
 
+def test_a_disk_that_fails_in_a_worker_is_named(found, monkeypatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "some/picture.jpg")
+
+    monkeypatch.setattr("qnet.data.streamed._Pictures._decode", fail)
+    data = batches(found, split="test", augment=None, workers=1, bad_images=99, warn=str)
+    message = r"^data\.root: OSError: .*Input/output error: 'some/picture\.jpg'; fix the file"
+    with pytest.raises(UserError, match=message):
+        list(data.ordered())
+
+
 def test_odd_but_good_pictures(found) -> None:
     listing = found[1]["test"]
     kinds = {0: ("CMYK", "JPEG"), 1: ("L", "JPEG"), 2: ("RGBA", "PNG"), 3: ("P", "PNG")}
