@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from qnet.data import DatasetInfo
+from qnet.devices import device_named
 from qnet.errors import UserError, one_line
 from qnet.files import check_readable, write_bytes
 from qnet.insertion import insert_quantizers
@@ -26,7 +27,6 @@ from qnet.memory import is_out_of_memory
 from qnet.models import build_model, computes_alike
 from qnet.packing import packed_state, unpacked_state
 from qnet.quantizer import Quantizer, quantizers
-from qnet.runtime import device_named
 from qnet.states import load_state, misfit, other_type
 
 FORMAT = 1

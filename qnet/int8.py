@@ -82,7 +82,7 @@ class _Int8Layer(QuantizedLayer):
     def pack(self) -> None:
         """Prepare what each call needs."""
         outputs = len(self.weight)
-        self.zero = int(self.input_quantizer.level_set.offset)  # the place of level 0
+        self.zero_point = int(self.input_quantizer.level_set.offset)  # the code of level 0
         self.ones = torch.ones(outputs, dtype=torch.float32)
         self.zeros = torch.zeros(outputs, dtype=torch.int32)
         self.packed = self._packed()
@@ -91,14 +91,14 @@ class _Int8Layer(QuantizedLayer):
         """The weight as oneDNN lays it out: opaque, so neither copied nor saved."""
         raise NotImplementedError
 
-    def _sums(self, places: Tensor) -> Tensor:
-        """Σ (places - zero) · weight: uint8 -> float32."""
+    def _sums(self, codes: Tensor) -> Tensor:
+        """Σ (codes - zero_point) · weight: uint8 -> float32."""
         raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
         """What the quantized layer computes, of the same shapes."""
-        places = (self.input_quantizer.unscaled(input) + self.zero).to(torch.uint8)
-        sums = self._sums(places)
+        codes = (self.input_quantizer.unscaled(input) + self.zero_point).to(torch.uint8)
+        sums = self._sums(codes)
         return self._scaled(sums, self.input_quantizer, self.weight_quantizer).to(input.dtype)
 
     def train(self: Module, mode: bool = True) -> Module:
@@ -137,13 +137,13 @@ class _Int8Conv2d(_Int8Layer, QuantizedConv2d):
 
     def _packed(self) -> Tensor:
         return torch.ops.onednn.qconv_prepack(
-            self.weight, self.ones, 1.0, self.zero, *self._geometry()
+            self.weight, self.ones, 1.0, self.zero_point, *self._geometry()
         )
 
-    def _sums(self, places: Tensor) -> Tensor:
+    def _sums(self, codes: Tensor) -> Tensor:
         return torch.ops.onednn.qconv2d_pointwise(
-            places, 1.0, self.zero, self.packed, self.ones, self.zeros, None, *self._geometry(),
-            1.0, 0, torch.float32, "none", [], "",
+            codes, 1.0, self.zero_point, self.packed, self.ones, self.zeros, None,
+            *self._geometry(), 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
 
 
@@ -151,21 +151,23 @@ class _Int8Linear(_Int8Layer, QuantizedLinear):
     def _packed(self) -> Tensor:
         return torch.ops.onednn.qlinear_prepack(self.weight, None)
 
-    def _sums(self, places: Tensor) -> Tensor:
-        return _linear_sums(places, self.zero, self.packed, self.ones, self.zeros)
+    def _sums(self, codes: Tensor) -> Tensor:
+        return _linear_sums(codes, self.zero_point, self.packed, self.ones, self.zeros)
 
 
 @torch.library.custom_op("qnet::int8_linear", mutates_args=())
-def _linear_sums(places: Tensor, zero: int, packed: Tensor, ones: Tensor, zeros: Tensor) -> Tensor:
+def _linear_sums(
+    codes: Tensor, zero_point: int, packed: Tensor, ones: Tensor, zeros: Tensor
+) -> Tensor:
     """An operator of our own, for `torch.compile` takes oneDNN's only with a constant weight."""
     return torch.ops.onednn.qlinear_pointwise(
-        places, 1.0, zero, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        codes, 1.0, zero_point, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
 
 
 @_linear_sums.register_fake
-def _(places: Tensor, zero: int, packed: Tensor, ones: Tensor, zeros: Tensor) -> Tensor:
-    return places.new_empty((*places.shape[:-1], len(ones)), dtype=torch.float32)
+def _(codes: Tensor, zero_point: int, packed: Tensor, ones: Tensor, zeros: Tensor) -> Tensor:
+    return codes.new_empty((*codes.shape[:-1], len(ones)), dtype=torch.float32)
 
 
 _INT8: dict[type[nn.Module], type[_Int8Layer]] = {

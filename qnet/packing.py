@@ -74,11 +74,11 @@ def unpacked_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, 
 
 
 def pack(integers: Tensor, levels: LevelSet) -> Tensor:
-    """Levels of any shape -> uint8 [⌈values · bits / 8⌉], on the processor."""
-    places = np.searchsorted(levels.values, integers.cpu().numpy().ravel())
-    bits = np.empty((places.size, levels.bits), dtype=np.uint8)
+    """Levels of any shape -> uint8 [⌈values · bits / 8⌉], on the CPU."""
+    codes = np.searchsorted(levels.values, integers.cpu().numpy().ravel())
+    bits = np.empty((codes.size, levels.bits), dtype=np.uint8)
     for place in range(levels.bits):
-        bits[:, place] = places >> place & 1
+        bits[:, place] = codes >> place & 1
     return torch.from_numpy(np.packbits(bits, bitorder="little"))
 
 
@@ -89,8 +89,8 @@ def unpack(packed: Tensor, levels: LevelSet, count: int) -> Tensor:
         IndexError: the bits stand for more than there are levels.
     """
     bits = np.unpackbits(packed.cpu().numpy(), count=count * levels.bits, bitorder="little")
-    places = bits.reshape(count, levels.bits) @ (1 << np.arange(levels.bits))
-    return torch.from_numpy(np.array(levels.values)[places])
+    codes = bits.reshape(count, levels.bits) @ (1 << np.arange(levels.bits))
+    return torch.from_numpy(np.array(levels.values)[codes])
 
 
 def _left_out(model: nn.Module) -> set[str]:

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from qnet import runtime
+from qnet import devices, runtime
 from qnet.errors import UserError
 from qnet.params import RuntimeParams, load_params
 from tests.conftest import ROOT
@@ -20,9 +20,10 @@ def params() -> RuntimeParams:
 @pytest.fixture
 def among_three(monkeypatch) -> None:
     """Number 1 of 3 processes on this machine, of 6 in all, and two CUDA devices."""
-    monkeypatch.setattr(runtime, "world", lambda: 6)
-    monkeypatch.setattr(runtime, "local_world", lambda: 3)
-    monkeypatch.setattr(runtime, "local_rank", lambda: 1)
+    for module in (devices, runtime):
+        monkeypatch.setattr(module, "world", lambda: 6)
+        monkeypatch.setattr(module, "local_world", lambda: 3)
+    monkeypatch.setattr(devices, "local_rank", lambda: 1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
 
@@ -69,13 +70,13 @@ def test_processes_share_threads_and_workers(workers, share, params, threads, am
 
 
 def test_each_process_has_a_cuda_device_of_its_own(among_three, monkeypatch):
-    assert runtime._device("cuda") == torch.device("cuda", 1)
+    assert devices.device_of_process("cuda") == torch.device("cuda", 1)
     with pytest.raises(UserError, match=r"runtime\.device is cuda:1, and 6 processes train"):
-        runtime._device("cuda:1")
-    monkeypatch.setattr(runtime, "local_rank", lambda: 2)
+        devices.device_of_process("cuda:1")
+    monkeypatch.setattr(devices, "local_rank", lambda: 2)
     with pytest.raises(UserError, match=r"runtime\.processes is 3, and this machine has 2 CUDA"):
-        runtime._device("cuda")
-    assert runtime._device("cpu") == torch.device("cpu")
+        devices.device_of_process("cuda")
+    assert devices.device_of_process("cpu") == torch.device("cpu")
 
 
 def test_a_cuda_device_that_is_named_becomes_the_current_one(params, threads, monkeypatch):
@@ -121,11 +122,11 @@ def test_auto_is_bfloat16_where_the_processor_is_faster_with_it(
     assert not runtime.start(params.model_copy(update={"precision": "float32"})).mixed
     assert runtime.start(params.model_copy(update={"precision": "bfloat16"})).mixed
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not runtime._has_bfloat16(torch.device("cpu"))
+    assert not devices.has_bfloat16(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True)])
 def test_auto_is_bfloat16_on_cuda_from_ampere_on(capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert runtime._has_bfloat16(torch.device("cuda", 0)) is expected
-    assert not runtime._has_bfloat16(torch.device("mps"))
+    assert devices.has_bfloat16(torch.device("cuda", 0)) is expected
+    assert not devices.has_bfloat16(torch.device("mps"))
