@@ -1,4 +1,4 @@
-"""Stage train_fp: the full-precision network, which later phases start from and learn from.
+"""Stage train_fp: train the full-precision network that later phases start and learn from.
 
 Reads data/prepared, the file in model.pretrained if there is one,
 and of params.yaml: seed, augment, model.name, model.pretrained, fp, data.bad_images, runtime.
@@ -25,7 +25,7 @@ from stages.training import train_stage
 
 
 def main(params: Params) -> None:
-    """Train the network that `model` names as `fp` says, from random or pretrained weights."""
+    """Train the network named by `model` as `fp` says, from random or pretrained weights."""
     runtime = start(params.runtime)
     info = load_info(PREPARED)
     for name in ("name", "size", "channels"):

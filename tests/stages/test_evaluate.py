@@ -190,12 +190,12 @@ def test_other_prepared_data_are_refused(change, word, fill, tmp_path):
 
 def test_a_split_that_was_drawn_otherwise_is_told(fill, tmp_path):
     checkpoint, _ = fill()
-    note = "is split otherwise than when this network was trained: validation may mix images"
+    note = "is split differently than when this network was trained: validation may include images"
     assert note not in run("evaluate", tmp_path, CHECKPOINT, "--split", "validation")
     other = replace(checkpoint, dataset=replace(checkpoint.dataset, mean=(0.25,)))
     save_checkpoint(tmp_path / CHECKPOINT, other)
     assert note in run("evaluate", tmp_path, CHECKPOINT, "--split", "validation")
-    assert "split otherwise" not in run("evaluate", tmp_path, CHECKPOINT)
+    assert "split differently" not in run("evaluate", tmp_path, CHECKPOINT)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_the_report_prints_and_draws_the_three_networks(finished, tmp_path):
 def test_the_report_tells_of_networks_that_are_not_here(workspace):
     (workspace / "checkpoints" / "weights.safetensors").unlink()
     last = run("report", workspace).splitlines()[-1]
-    assert last.startswith("not here: checkpoints/weights.safetensors; the figures come with git")
+    assert last.startswith("not here: checkpoints/weights.safetensors; the figures are from git")
 
 
 @pytest.mark.parametrize("stage", OUTPUT)

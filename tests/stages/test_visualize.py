@@ -58,7 +58,7 @@ def refused(folder, *arguments):
 
 def test_every_quantizer_has_a_picture(fill, tmp_path):
     output = run("visualize", tmp_path)
-    assert output == f"{ACTIVATIONS}: 5 pictures in pictures\n"
+    assert output == f"{ACTIVATIONS}: 5 images in pictures\n"
     weights, activations = {"weights/3.png", "weights/6.png"}, {"activations/6.png"}
     activations |= {"activations/8.png"}
     assert drawn(tmp_path / "pictures") == weights | activations | {"overview.png"}
@@ -119,9 +119,7 @@ def test_other_prepared_data_are_refused(fill, tmp_path):
 
 def test_a_packed_checkpoint_has_no_weights_to_show(fill, tmp_path):
     save_checkpoint(tmp_path / "packed", fill, packed=True)
-    assert "packed is packed, without the weights that were quantized" in refused(
-        tmp_path, "packed"
-    )
+    assert "packed is packed, without its unquantized weights" in refused(tmp_path, "packed")
 
 
 @pytest.mark.parametrize(
