@@ -167,7 +167,7 @@ def test_class_folders_that_differ_are_named(fill, tmp_path):
     for name in ("a", "c", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
     message = refused(tmp_path, CHECKPOINT, "--folder", "images")
-    assert "images: lacks b and has dog besides: it must hold one folder for each" in message
+    assert "images: lacks b and also has dog: it must hold one folder for each" in message
     assert "nowhere: is not a folder" in refused(tmp_path, CHECKPOINT, "--folder", "nowhere")
     (tmp_path / "images" / "dog").rename(tmp_path / "images" / "b")
     assert "images/a: holds no images" in refused(tmp_path, CHECKPOINT, "--folder", "images")

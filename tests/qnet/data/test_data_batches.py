@@ -221,7 +221,7 @@ def test_the_images_are_not_changed() -> None:
 
 def test_a_batch_larger_than_the_training_set() -> None:
     split, info = some_data()
-    with pytest.raises(UserError, match=r"batch_size: 21 is more than the 20 images.*at most 20"):
+    with pytest.raises(UserError, match=r"21 is more than the 20 training images.*at most 20"):
         Batches(split, info, batch_size=21, device="cpu", augment=Augment(0, False))
     Batches(split, info, batch_size=20, device="cpu", augment=Augment(0, False))
     evaluation = Batches(split, info, batch_size=21, device="cpu")

@@ -85,7 +85,7 @@ def test_hidden_and_nested_files(tree: Path) -> None:
 def test_files_that_are_no_images_are_passed_over_with_a_note(tree: Path) -> None:
     (tree / "train/cat/boxes.txt").write_text("1 2 3 4")
     assert load(tree).notes == [
-        f"passed over, as their names are not those of images: {tree}/train/cat/boxes.txt"
+        f"ignored, as they are not named like images: {tree}/train/cat/boxes.txt"
     ]
 
 
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_looked_into_is_named(tree: Path, locked: str) -
     write(tree / "train/cat/deeper/e.png")
     (tree / locked).chmod(0)
     try:
-        with pytest.raises(UserError, match=rf"{locked}.*: cannot be looked at \(Permission"):
+        with pytest.raises(UserError, match=rf"{locked}.*: cannot be accessed \(Permission"):
             load(tree)
     finally:
         (tree / locked).chmod(0o700)
@@ -245,7 +245,5 @@ def test_a_folder_that_cannot_be_listed_is_named(tree: Path, monkeypatch) -> Non
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr(os, "scandir", fail)
-    with pytest.raises(
-        UserError, match=r"train: cannot be looked at \(Permission denied\): mend it"
-    ):
+    with pytest.raises(UserError, match=r"train: cannot be accessed \(Permission denied\): fix it"):
         load(tree)

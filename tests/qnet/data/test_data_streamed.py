@@ -125,7 +125,7 @@ def test_no_augmentation_is_that_too(found) -> None:
 
 
 def test_a_batch_must_fill(found) -> None:
-    with pytest.raises(UserError, match="batch_size: 28 is more than the 27 images"):
+    with pytest.raises(UserError, match="batch_size: 28 is more than the 27 training images"):
         batches(found, batch_size=28)
     assert len(list(batches(found, batch_size=28, augment=None).ordered())) == 1
 
