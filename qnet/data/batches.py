@@ -46,7 +46,10 @@ class Part:
     world: int = 1
 
     def of(self, start: int, stop: int) -> slice:
-        """Slice of [start, stop) for this process; all cover it, with lengths that differ by at most 1."""
+        """Slice of [start, stop) for this process.
+
+        The slices of all processes cover it, and their lengths differ by at most one.
+        """
         count = stop - start
         return slice(
             start + count * self.rank // self.world, start + count * (self.rank + 1) // self.world

@@ -207,7 +207,7 @@ def test_images_are_scaled_as_pretrained_weights_expect(name: str) -> None:
 def test_unknown_torchvision_name() -> None:
     with pytest.raises(UserError, match=r"model\.name: 'torchvision/resnet19'.*resnet18"):
         build_model("torchvision/resnet19", classes=10)
-    with pytest.raises(UserError, match="no classifier"):
+    with pytest.raises(UserError, match="not a classifier"):
         build_model("torchvision/fcn_resnet50", classes=10)
 
 
@@ -319,7 +319,7 @@ class WithExtra(Linear):
         (Linear, "pair", r"gives tuple while training for two images"),
         (Linear, "raises", r"cannot take images of data.size 4 .*no training today"),
         (Linear, "frozen", "without a parameter to train"),
-        (WithExtra, "", "whose state holds _extra_state, a dict; only tensors"),
+        (WithExtra, "", "whose state holds _extra_state, a dict; a checkpoint can hold only"),
     ],
 )
 def test_own_model_that_cannot_be_trained(

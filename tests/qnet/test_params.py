@@ -284,7 +284,7 @@ def test_long_values_are_cut(load: Load) -> None:
         (b"seed: 0\nfp:\n  lr: 1\n  lr: 2\n", "line 4 is not valid YAML: 'lr' is given twice; k"),
         (b"fp:\n\tlr: 1\n", "line 2 is not valid YAML: "),
         (b"fp:\n\tlr: 1\n", "; indent with spaces"),
-        (b"seed: 0\n<<<<<<< HEAD\n", "line 2 is the mark of a merge conflict; settle it"),
+        (b"seed: 0\n<<<<<<< HEAD\n", "line 2 is a merge conflict marker; resolve it"),
         (b"a: 1\nb:\n  c: 1\n  d 2\n  e: 3\n", "lines 4 to 5 are not valid YAML: "),
         (b"a: 1\nb:\n  c:1\n  d: 2\n", "; is each `name: value` here and in the line before in"),
         (b"a: 1\nb: [1\n", "line 3 is not valid YAML: "),

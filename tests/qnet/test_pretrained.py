@@ -109,7 +109,7 @@ def test_another_number_of_classes_starts_a_new_head(tmp_path):
     torch.save(wanted, path)
     head = state_of(model[11])
     notes = load_pretrained(model, str(path), name=TINY)
-    assert notes[1:] == [f"11 starts anew: {path} has 7 classes, the data 3"]
+    assert notes[1:] == [f"11 starts from random weights: {path} has 7 classes, the data 3"]
     assert same(head, model[11].state_dict())
     body = {name: tensor for name, tensor in wanted.items() if not name.startswith("11.")}
     assert same(body, {name: model.state_dict()[name] for name in body})
@@ -162,7 +162,7 @@ def test_a_truncated_file(kind, keep, tmp_path):
     else:
         torch.save(tiny(1).state_dict(), path, _use_new_zipfile_serialization=kind == "pth")
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    refuse(tiny(2), path, "is not a whole .*; get it again")
+    refuse(tiny(2), path, "is not a complete .*; download or copy it again")
 
 
 class Mine:
@@ -253,7 +253,7 @@ def test_torchvisions_weights_with_a_new_head(published):
     published(torchvision.models.squeezenet1_1(weights=None).state_dict())
     model = build_model("torchvision/squeezenet1_1", classes=10, size=64)
     notes = load_pretrained(model, "torchvision", name="torchvision/squeezenet1_1")
-    assert notes[1].startswith("classifier.1 starts anew: SqueezeNet1_1_Weights.IMAGENET1K_V1 of")
+    assert notes[1].startswith("classifier.1 starts from random weights: SqueezeNet1_1_Weights")
     assert notes[1].endswith("has 1000 classes, the data 10")
 
 
