@@ -278,8 +278,8 @@ def test_torchvision_without_a_network(published, monkeypatch, tmp_path):
     refuse(
         model,
         "torchvision",
-        r"could not be downloaded \(<urlopen error Name or service not known>\); run it again with "
-        r"a network, or put https://\S+\.pth into \S+/checkpoints",
+        r"could not be downloaded \(<urlopen error Name or service not known>\); run it again "
+        r"while online, or put https://\S+\.pth into \S+/checkpoints",
         "torchvision/squeezenet1_1",
     )
 
