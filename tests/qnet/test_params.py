@@ -1,4 +1,4 @@
-"""params.yaml is read whole or refused in one line; no other exception ever comes out."""
+"""params.yaml is read completely or refused in one line, without any other exception."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Load = Callable[[str | bytes], Params]
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """Loads the parameters in a text."""
+    """Return a function that loads the parameters in a text."""
     path = tmp_path_factory.mktemp("params") / "params.yaml"
 
     def load(content: str | bytes) -> Params:
@@ -43,7 +43,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 
 
 def changed(**values: Any) -> str:
-    """The params file with some parameters changed: `fp__lr=1` sets fp.lr; None removes it."""
+    """Text of params.yaml with some values changed: `fp__lr=1` sets fp.lr; None removes it."""
     tree = copy.deepcopy(TREE)
     for name, value in values.items():
         section, key = at(tree, tuple(name.split("__")))

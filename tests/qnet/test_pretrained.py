@@ -1,4 +1,4 @@
-"""Weights from elsewhere are loaded whole or not at all, and what is done or wrong is said."""
+"""Pretrained weights are loaded completely or not at all, with notes or one error."""
 
 from argparse import Namespace
 from urllib.error import URLError
@@ -88,7 +88,7 @@ def test_a_quantized_checkpoint_of_our_own_is_refused(tiny_info, tmp_path):
 
 @pytest.mark.parametrize("classifier", ["linear", "fc"])
 def test_a_published_cifar_resnet(classifier, tmp_path):
-    """As akamaster's: nn.DataParallel, PyTorch's old format, no count of batches."""
+    """Like akamaster's: nn.DataParallel, PyTorch's old format, no count of batches."""
     published = build_model("resnet20", classes=10)
     path = tmp_path / "resnet20-12fca82f.th"
     state = {
@@ -166,7 +166,7 @@ def test_a_truncated_file(kind, keep, tmp_path):
 
 
 class Mine:
-    """Something that unpickles only where this class is."""
+    """Object that can be unpickled only where this class is defined."""
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_no_state_dict(content, tmp_path):
 
 @pytest.fixture
 def published(monkeypatch):
-    """What torchvision downloads: `published(state)`, or an error to raise; the addresses asked."""
+    """Set what torchvision downloads, `published(state)`, or an error; collect the addresses."""
     asked: list[str] = []
 
     def publish(result):

@@ -1,4 +1,4 @@
-"""The module: what it learns, what it keeps, what it refuses."""
+"""The quantizer module: what it learns, saves and refuses."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_a_quantizer_without_storage_can_be_printed() -> None:
 
 def test_thresholds_that_are_written_to_are_followed() -> None:
     quantizer = Quantizer(weight_levels(2))
-    with torch.no_grad():  # as averaging does, or DistributedDataParallel as it begins
+    with torch.no_grad():  # as in weight averaging, or at the start of DistributedDataParallel
         quantizer.thresholds.copy_(torch.tensor([-2.0, 2.0]))
     x = torch.tensor([-3.0, 1.0, 3.0])
     for values in (x, x.double()):

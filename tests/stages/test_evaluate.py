@@ -22,7 +22,7 @@ EXACT = Runtime(torch.device("cpu"), mixed=False)
 
 @pytest.fixture
 def fill(tmp_path, tiny_info, tiny_split):
-    """Writes params.yaml, prepared data and a network for `classes` to a folder."""
+    """Write params.yaml, prepared data and a network for `classes` to a folder."""
 
     def fill(classes=("a", "b", "c"), seed=0):
         torch.manual_seed(seed)

@@ -68,7 +68,7 @@ def test_every_stage_runs_and_workers_change_nothing(workspace):
     of_folder = run(
         "evaluate", workspace, "checkpoints/fp.safetensors", "--folder", "in_folders/val"
     )
-    assert "in_folders/val: 12 images" in of_folder  # cut as the stages cut them
+    assert "in_folders/val: 12 images" in of_folder  # cropped as in the stages
     assert of_folder.split("\n\n", 1)[1] == output.split("\n\n", 1)[1]
     for stage in ("cluster", "train_weights", "train_activations"):
         run(stage, workspace)

@@ -1,4 +1,4 @@
-"""`python -m stages.pack`: a file as large as the metrics say, read as any checkpoint is."""
+"""`python -m stages.pack`: a file of the size in the metrics, loaded like any checkpoint."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ TRAINED, PACKED = "checkpoints/weights.safetensors", "checkpoints/packed.safeten
 
 @pytest.fixture
 def trained(tmp_path, tiny_info):
-    """A network with quantized weights, whose checkpoint lies in a project with params.yaml."""
+    """Network with quantized weights, whose checkpoint is in a project with params.yaml."""
     model = network(3, 1, 8).eval()
     insert_quantizers(model, weights={"3": Quantizer(weight_levels(2), alpha=0.1, beta=10.0)})
     write_params(tmp_path)

@@ -1,4 +1,4 @@
-"""`python -m stages.visualize`: a picture for each quantizer, of what it is given and gives."""
+"""`python -m stages.visualize`: an image of the inputs and outputs of each quantizer."""
 
 import os
 from dataclasses import replace
@@ -21,7 +21,7 @@ LEVELS = {"3": weight_levels("3pm4"), "6": weight_levels(8)}
 
 @pytest.fixture
 def fill(tmp_path, tiny_info, tiny_split):
-    """Writes params.yaml, prepared data and both checkpoints of a tiny network."""
+    """Write params.yaml, prepared data and both checkpoints of a tiny network."""
     torch.manual_seed(0)
     model = network(3, 1, 8).eval()
     checkpoint = Checkpoint(model, "tests.tiny:network", tiny_info)

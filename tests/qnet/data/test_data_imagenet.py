@@ -1,4 +1,4 @@
-"""An ImageNet tree is listed whole or refused in one line; nothing but names and sizes is read."""
+"""An ImageNet tree is listed completely or refused in one line; only names and sizes are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written is what is read, all of it or nothing."""
+"""Prepared data is read as it was written, completely or not at all."""
 
 from __future__ import annotations
 
