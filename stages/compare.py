@@ -189,7 +189,7 @@ def _is_known(experiment: Mapping[str, Any]) -> bool:
 
 
 def _read(revision: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Input for `group`, and what has `changed` since a stage read it; None if any never ran."""
+    """Input for `group`, and what has `changed` since a stage read it; None unless all ran."""
     data = revision.get("data") or {}
     params = (data.get("params") or {}).get("params.yaml", {}).get("data")
     files = data.get("metrics") or {}

@@ -136,7 +136,7 @@ def _open(
         batch_size=batch_size,
         device=runtime.device,
         augment=augment,
-        part=Part(rank(), world()) if chosen is None else WHOLE,  # all see a whole sample
+        part=Part(rank(), world()) if chosen is None else WHOLE,  # samples are not shared out
         chosen=chosen,
         workers=runtime.workers,
         bad_images=params.data.bad_images,

@@ -73,7 +73,7 @@ def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[
     if list(found) != sites:
         raise UserError(
             f"activations.sites is {params.activations.sites}, model.keep is "
-            f"{list(params.model.keep)}, and {ACTIVATION_CLUSTERS} was made for others; run "
+            f"{list(params.model.keep)}, and {ACTIVATION_CLUSTERS} was made for other values; run "
             "`dvc repro cluster`"
         )
     return found

@@ -37,7 +37,7 @@ def main(params: Params) -> None:
     if made_for != (set() if levels is None else {levels.values}):
         raise UserError(
             f"weights.levels is {params.weights.levels}, and {WEIGHT_CLUSTERS} was made for "
-            "others; run `dvc repro cluster`"
+            "other levels; run `dvc repro cluster`"
         )
     with reading(WEIGHT_CLUSTERS):
         insert_quantizers(checkpoint.model, weights=found)

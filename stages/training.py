@@ -45,7 +45,7 @@ def train_stage(
     """Train and score the network of `checkpoint`; write checkpoint, metrics and curves.
 
     Args:
-        section: in params.yaml, of the stage train_<section>.
+        section: the section in params.yaml of the stage train_<section>.
         params: all of params.yaml.
         checkpoint: the network to train, on the device of `runtime`.
         runtime: the device and its precision.

@@ -113,7 +113,7 @@ class Batches:
         batch_size: images per batch.
         device: where the images are kept and the batches made.
         augment: for training images; `Augment(pad=0, flip=False)` leaves them unchanged.
-        part: share of this process, the same images that a single process would use there.
+        part: share of this process; its images are the same as in a single-process run.
         name: of the split, for messages.
 
     Raises:

@@ -45,6 +45,4 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _damaged(path: Path, reason: str) -> UserError:
-    return UserError(
-        f"{path}: damaged ({reason}): delete it, then download it again or copy it again"
-    )
+    return UserError(f"{path}: damaged ({reason}): delete it, then download or copy it again")

@@ -73,7 +73,7 @@ class ResNet(nn.Module):
     """ResNet of 18, 34 or 50 layers: [N, channels, H, W] -> logits [N, classes].
 
     Raises:
-        KeyError: the depth is another.
+        KeyError: no such depth.
     """
 
     def __init__(self, depth: int, *, classes: int, channels: int = 3) -> None:

@@ -158,7 +158,7 @@ def test_images_of_a_folder_become_what_the_network_takes(fill, tmp_path):
     (tmp_path / "images" / "a" / "notes.txt").touch()
     output = run("evaluate", tmp_path, CHECKPOINT, "--folder", "images")
     assert "evaluate: 3 of 3 images are not 8×8: scaled to it" in output
-    assert "not those of images: images/a/notes.txt" in output
+    assert "not named like images: images/a/notes.txt" in output
     assert "images: 3 images" in output
 
 
