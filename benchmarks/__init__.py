@@ -1,1 +1,1 @@
-"""What is measured about speed, memory and error; each module runs by hand and prints tables."""
+"""Benchmarks of speed, memory and error; each module is run by hand and prints tables."""

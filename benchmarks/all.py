@@ -1,4 +1,4 @@
-"""Run every benchmark of speed and write docs/performance.md: the machine, and a table of each.
+"""Run every speed benchmark and write their tables and the machine to docs/performance.md.
 
 python -m benchmarks.all
 """
@@ -23,23 +23,23 @@ BENCHMARKS = {
     "pipeline": "The whole pipeline",
 }
 OUT = ROOT / "docs" / "performance.md"
-NOTES = ROOT / "benchmarks" / "notes.md"  # what was measured by hand, and once
+NOTES = ROOT / "benchmarks" / "notes.md"  # measurements made by hand, and once
 HEAD = """# Performance
 
-First the tables that `{command}` writes, on this machine; then, from
-[against what was aimed at](#against-what-was-aimed-at) on, what several machines gave, kept by hand
-in `benchmarks/notes.md`. Figures are medians of repeated runs, and ratios compare runs
-that took turns within one benchmark; another machine gives others.
+First come the tables that `{command}` writes, on this machine; then, from
+[against what was aimed at](#against-what-was-aimed-at) on, results from several machines, kept by
+hand in `benchmarks/notes.md`. Figures are medians of repeated runs, and ratios compare runs that
+took turns within one benchmark; they differ on other machines.
 
 {machine}
 """
 
 
 def main() -> None:
-    """Run them one after another; if one fails nothing is written."""
+    """Run all benchmarks one after another; if one fails, nothing is written."""
     parser = argparse.ArgumentParser(description="Run all benchmarks and write their tables.")
     parser.add_argument(
-        "--quick", action="store_true", help="rough figures, printed and not written"
+        "--quick", action="store_true", help="print rough figures without writing them"
     )
     quick = ["--quick"] if parser.parse_args().quick else []
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def section(name: str, title: str, options: list[str], output: str) -> str:
-    """A benchmark's part of the document: what it is, its command, what it printed."""
+    """Section of the document on a benchmark: description, command and output."""
     about = import_module(f"benchmarks.{name}").__doc__ or ""
     text = about.rsplit("\n\n", 1)[0]  # the last paragraph is the command
     command = " ".join([f"python -m benchmarks.{name}", *options])

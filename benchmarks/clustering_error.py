@@ -1,9 +1,9 @@
-"""How far from its values each rule of `qnet.cluster` starts, as a table in Markdown.
+"""Initial quantization error of each rule of `qnet.cluster`, as a Markdown table.
 
 The figure is the relative squared error Σ (x − α·level(βx))² / Σ x² over all values, trimmed ones
-included: 0 is perfect, 1 as bad as giving zeros. Values are drawn, not trained: weights (W, with
-as many bits as the column says) from a normal distribution; activations (A) as a ReLU leaves them,
-half of them zero and the others the positive half of a normal distribution.
+included: 0 is perfect, 1 is as bad as returning zeros. Values are random, not trained: weights (W,
+with the bits in the column heading) from a normal distribution; activations (A) like the output of
+a ReLU, half of them zero and the others the positive half of a normal distribution.
 
     OMP_NUM_THREADS=1 python -m benchmarks.clustering_error
 """
@@ -26,13 +26,13 @@ GAMMA_WEIGHTS, GAMMA_ACTIVATIONS = 0.0, 0.0027  # as in params.yaml
 
 
 def main() -> None:
-    """Draw the values, cluster them by every rule, print the table."""
+    """Draw the values, cluster them by every rule, and print the table."""
     parser = argparse.ArgumentParser(
         description="Print the relative squared quantization error of each clustering rule."
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the values drawn (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="for the random values (default: 0)")
     parser.add_argument(
-        "--count", type=count, default=1_000_000, help="of each kind (default: 1000000)"
+        "--count", type=count, default=1_000_000, help="values of each kind (default: 1000000)"
     )
     arguments = parser.parse_args()
 
@@ -65,7 +65,7 @@ def relative_error(
 def _samples(
     weights: np.ndarray, activations: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Histogram, LevelSet, float]]:
-    """Values, their histogram, a level set and γ, for each column of the table."""
+    """Yield values, their histogram, a level set and γ for each column of the table."""
     for values, level_set, gamma in (
         (weights, weight_levels, GAMMA_WEIGHTS),
         (activations, activation_levels, GAMMA_ACTIVATIONS),

@@ -1,9 +1,10 @@
-"""How long clustering takes, how much memory, and how exact it is.
+"""Time, memory and accuracy of clustering.
 
-First values as a ReLU leaves them, half zero, half the positive half of a normal distribution: many
-at once, and a sample that is small enough for scikit-learn's k-means on raw values, the published
-way. Then the thresholds of the 19 ReLUs of ResNet-20 from images of CIFAR's shape, the forward pass
-included; from ten times as many images once. Last the inertia on the sample, against k-means.
+The first rows cluster values like the output of a ReLU, half zero, half the positive half of a
+normal distribution: many at once, and a sample small enough for scikit-learn's k-means on raw
+values, the published way. Then the thresholds of the 19 ReLUs of ResNet-20 are found from images of
+CIFAR's shape, including the forward pass; once also from ten times as many images. The last line
+compares the inertia on the sample with that of k-means.
 
     python -m benchmarks.clustering_speed
 """
@@ -29,17 +30,21 @@ from qnet import (
 )
 from qnet.models import build_model
 
-BATCH = 100  # images that the network sees at once, as in the stage
+BATCH = 100  # images per forward pass, as in the stage
 
 
 def main() -> None:
-    """Cluster the values and the activations several times, print the figures."""
+    """Cluster the values and the activations several times, and print the figures."""
     parser = argparse.ArgumentParser(description="Time and memory of clustering, and its inertia.")
-    parser.add_argument("--count", type=count, default=20_000_000, help="values (20000000)")
+    parser.add_argument(
+        "--count", type=count, default=20_000_000, help="values (default: 20000000)"
+    )
     parser.add_argument("--images", type=count, default=1000, help="images (default: 1000)")
     parser.add_argument("--bits", type=count, default=4, help="2^bits clusters (default: 4)")
-    parser.add_argument("--sample", type=count, default=200_000, help="of k-means (200000)")
-    parser.add_argument("--repeats", type=count, default=5, help="of which the median (default: 5)")
+    parser.add_argument(
+        "--sample", type=count, default=200_000, help="for k-means (default: 200000)"
+    )
+    parser.add_argument("--repeats", type=count, default=5, help="turns (default: 5)")
     given = parse(parser, {"count": 2_000_000, "images": 200, "sample": 50_000, "repeats": 2})
 
     cases = {
@@ -76,7 +81,7 @@ def main() -> None:
 
 
 def many_values(number: int, bits: int) -> Callable[[], None]:
-    """Values of one layer, by k-means."""
+    """Return a function that clusters values of one layer with `qnet.cluster`."""
     values, levels = relu_values(number), _levels(bits)
 
     def run() -> None:
@@ -86,7 +91,7 @@ def many_values(number: int, bits: int) -> Callable[[], None]:
 
 
 def raw_values(number: int, bits: int) -> Callable[[], None]:
-    """The same by scikit-learn, on all of them as they are."""
+    """Return a function that clusters the same raw values with scikit-learn."""
     values, levels = relu_values(number)[:, None], _levels(bits)
 
     def run() -> None:
@@ -96,12 +101,12 @@ def raw_values(number: int, bits: int) -> Callable[[], None]:
 
 
 def k_means(levels: LevelSet) -> KMeans:
-    """The best of ten starts, a cluster for each level."""
+    """K-means of scikit-learn: best of ten starts, one cluster per level."""
     return KMeans(len(levels.values), n_init=10, random_state=0)
 
 
 def network(images: int, bits: int) -> Callable[[], None]:
-    """The outputs of ResNet-20's ReLUs while it sees the images, by k-means."""
+    """Return a function that clusters the outputs of ResNet-20's ReLUs for the images."""
     torch.manual_seed(0)
     model = build_model("resnet20", classes=10, channels=3, size=32)
     batches, levels = torch.randn(images, 3, 32, 32).split(BATCH), _levels(bits)
@@ -115,7 +120,7 @@ def network(images: int, bits: int) -> Callable[[], None]:
 
 
 def relu_values(number: int) -> np.ndarray:
-    """Float32 [number], half of them zero."""
+    """Random values, float32 [number], half of them zero."""
     values = np.random.default_rng(0).standard_normal(number, dtype=np.float32)
     return np.maximum(values, 0, out=values)
 
@@ -129,7 +134,7 @@ def _levels(bits: int) -> LevelSet:
 def _prepare(
     make: Callable[[int, int], Callable[[], None]], number: int, bits: int
 ) -> Callable[[], float]:
-    """Seconds of a run."""
+    """Return a function that runs the case and returns its seconds."""
     run = make(number, bits)
 
     def seconds() -> float:
@@ -143,7 +148,7 @@ def _prepare(
 def _warm(
     make: Callable[[int, int], Callable[[], None]], number: int, bits: int
 ) -> Callable[[], None]:
-    """The run, after a small one that loads what is loaded at first use."""
+    """Return the case's function, after a small run that loads what is loaded on first use."""
     make(BATCH, bits)()
     return make(number, bits)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, fair turns, peak memory, a clone to work in, tables."""
+"""Code shared by the benchmarks: options, fair turns, peak memory, a clone to run in, tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Item = TypeVar("Item")
 
 
 def parse(parser: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argparse.Namespace:
-    """The command line; `--quick` changes the defaults to these."""
+    """Parse the command line; `--quick` changes the defaults to these."""
     settings = ", ".join(f"{name} {value}" for name, value in quick.items())
     parser.add_argument("--quick", action="store_true", help=f"other defaults: {settings}")
     if parser.parse_args().quick:
@@ -42,7 +42,7 @@ def parse(parser: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argparse
 
 
 def count(text: str) -> int:
-    """A whole number from 1, for `argparse`."""
+    """Parse an integer of 1 or more, for `argparse`."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
@@ -50,7 +50,7 @@ def count(text: str) -> int:
 
 
 def start_runtime(threads: int | Literal["auto"] = "auto", device: str = "cpu") -> Runtime:
-    """This process set up as a stage sets itself up by params.yaml, but on this device."""
+    """Set up this process as a stage does from params.yaml, but on this device."""
     params = load_params(ROOT / "params.yaml").runtime
     return start(params.model_copy(update={"device": device, "threads": threads}))
 
@@ -58,9 +58,9 @@ def start_runtime(threads: int | Literal["auto"] = "auto", device: str = "cpu") 
 def take_turns(
     contestants: Mapping[Key, Callable[[], Item]], repeats: int, warm_up: int = 1
 ) -> dict[Key, list[Item]]:
-    """What each gives in `repeats` rounds, A B C A B C, so that a slow moment falls on all alike.
+    """Results of each in `repeats` rounds, A B C A B C, so that slow moments affect all alike.
 
-    The results of `warm_up` rounds before are thrown away.
+    The results of `warm_up` rounds before are discarded.
     """
     found: dict[Key, list[Item]] = {name: [] for name in contestants}
     for number in range(warm_up + repeats):
@@ -72,10 +72,9 @@ def take_turns(
 
 
 def timed(batches: Iterable[Item], seconds: list[float], warm_up: int = 1) -> Iterator[Item]:
-    """The batches. Notes how long each took after the first `warm_up`, from being asked for to the
-    next one.
+    """Yield the batches, and append the seconds each takes, until the next is requested.
 
-    Meanwhile libraries load, and worker processes fill their queues.
+    The first `warm_up` are not timed: libraries load, and worker processes fill their queues.
     """
     started = time.perf_counter()
     for number, batch in enumerate(batches):
@@ -89,11 +88,11 @@ def timed(batches: Iterable[Item], seconds: list[float], warm_up: int = 1) -> It
 def extra_memory(
     prepare: Callable[..., Callable[[], Any]], cases: Sequence[tuple[Any, ...]]
 ) -> list[float]:
-    """For each case, by how many MiB `prepare(*case)()` makes a process grow at most.
+    """Peak growth of a process, in MiB, in `prepare(*case)()` for each case.
 
-    What `prepare` itself needs is not counted. Runs in a process of its own, in which malloc gives
-    all large blocks back at once, so that a case finds nothing left over from the one before. Reads
-    /proc, so elsewhere than on Linux the figures are NaN.
+    The memory of `prepare` itself is not counted. Runs in a separate process, in which malloc
+    returns all large blocks at once, so that nothing is left over from the previous case. Reads
+    /proc, so the figures are NaN except on Linux.
     """
     if not Path("/proc/self/status").exists():
         return [math.nan] * len(cases)
@@ -107,15 +106,15 @@ def extra_memory(
 def _growth(prepare: Callable[..., Callable[[], Any]], case: tuple[Any, ...]) -> float:
     run = prepare(*case)
     gc.collect()
-    with suppress(OSError):  # some containers forbid it: then the peak of `prepare` counts too
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is there now
+    with suppress(OSError):  # forbidden in some containers: then the peak of `prepare` counts too
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to current use
     before = _memory("VmRSS")
     run()
     return max(0.0, _memory("VmHWM") - before)
 
 
 def _memory(name: str) -> float:
-    """A figure of this process, in MiB."""
+    """Memory figure of this process from /proc, in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) / 1024
@@ -131,7 +130,7 @@ def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
     """Set each `section.name` in the params.yaml of `folder`.
 
     Raises:
-        SystemExit: it has no such parameter.
+        SystemExit: the file has no such parameter.
     """
     file = folder / "params.yaml"
     tree = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -144,18 +143,18 @@ def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
 
 
 def in_clone(folder: Path) -> dict[str, str]:
-    """The environment in which the clone's own code runs, whatever is installed."""
+    """Environment in which the clone's own code runs, whatever is installed."""
     return {**os.environ, "PYTHONPATH": str(folder), "PYTHONUNBUFFERED": "1"}
 
 
 def epoch_seconds(line: str) -> float | None:
-    """How long an epoch took, if this line that a training stage prints tells of one."""
+    """Seconds of an epoch, if this line printed by a training stage reports one."""
     found = re.search(r" epoch +\d+ .*?([\d.]+) s\b", line)
     return float(found[1]) if found else None
 
 
 def machine() -> list[str]:
-    """Processor, memory, versions and commit, a line each."""
+    """CPU and memory, load, versions, and commit, one line each."""
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -176,7 +175,7 @@ def machine() -> list[str]:
 
 
 def figure(value: float, unit: str = "") -> str:
-    """Three significant digits, without an exponent; a dash for NaN."""
+    """Format with three significant digits and no exponent; a dash for NaN."""
     if math.isnan(value):
         return "–"
     digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
@@ -184,6 +183,6 @@ def figure(value: float, unit: str = "") -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A table in Markdown; all but the first `words` columns are numbers, set to the right."""
+    """Markdown table; all but the first `words` columns are numbers, right-aligned."""
     lines = [head, ["---"] * words + ["--:"] * (len(head) - words), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

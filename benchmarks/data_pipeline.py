@@ -1,10 +1,10 @@
-"""How many training images a second are loaded and augmented, and by torchvision instead.
+"""Training images loaded and augmented per second, compared with torchvision.
 
-First small images in memory: cropped after padding, mirrored and normalised, by this project in the
-process that trains, by torchvision with workers from PIL images. Then pictures decoded in each
-epoch, of random colours that fade into each other, in JPEG files in a temporary folder: cut at
-random, resized to 224 pixels, mirrored and normalised. All take turns; the first two batches of
-each worker, during which they start and fill their queues, are not counted.
+The first row is for small images in memory, cropped after padding, mirrored and normalised: by this
+project in the training process, by torchvision in workers from PIL images. The second is for JPEG
+files in a temporary folder, of random colours that fade into each other, decoded in each epoch:
+cropped at random, resized to 224 pixels, mirrored and normalised. All take turns; the first two
+batches of each worker, in which it starts and fills its queue, are not counted.
 
     python -m benchmarks.data_pipeline
 """
@@ -51,20 +51,24 @@ CLASSES = ("n01440764", "n01443537")
 
 
 def main() -> None:
-    """Let all take turns and print the table."""
-    parser = argparse.ArgumentParser(description="Images a second of the training data's sources.")
-    parser.add_argument("--images", type=count, default=12_800, help="in memory (default: 12800)")
-    parser.add_argument("--batch", type=count, default=256, help="of them (default: 256)")
-    parser.add_argument("--pictures", type=count, default=1024, help="JPEG (default: 1024)")
-    parser.add_argument("--picture-batch", type=count, default=32, help="of them (default: 32)")
-    parser.add_argument(
-        "--workers", type=count, default=processors(), help="of both sides (default: one a core)"
+    """Let all take turns, and print the table."""
+    parser = argparse.ArgumentParser(
+        description="Images per second from each source of training data."
     )
-    parser.add_argument("--repeats", type=count, default=5, help="of each (default: 5)")
+    parser.add_argument("--images", type=count, default=12_800, help="in memory (default: 12800)")
+    parser.add_argument("--batch", type=count, default=256, help="images per batch (default: 256)")
+    parser.add_argument("--pictures", type=count, default=1024, help="JPEG files (default: 1024)")
+    parser.add_argument(
+        "--picture-batch", type=count, default=32, help="JPEG files per batch (default: 32)"
+    )
+    parser.add_argument(
+        "--workers", type=count, default=processors(), help="of both sides (default: one per core)"
+    )
+    parser.add_argument("--repeats", type=count, default=5, help="turns of each (default: 5)")
     given = parse(parser, {"images": 2560, "pictures": 160, "picture_batch": 16, "repeats": 2})
     for all_of_them, batch in (("images", "batch"), ("pictures", "picture_batch")):
         if getattr(given, all_of_them) <= 2 * given.workers * getattr(given, batch):
-            parser.error(f"--{all_of_them} must make more than two batches for each worker")
+            parser.error(f"--{all_of_them} must give more than two batches per worker")
 
     with tempfile.TemporaryDirectory() as folder:
         rows = [
@@ -83,7 +87,7 @@ def main() -> None:
 def compare(
     ours: BatchSource, theirs: Iterable[Any], given: argparse.Namespace
 ) -> tuple[str, str, str]:
-    """Images a second of both, and the ratio."""
+    """Images per second of both, and their ratio."""
     generator = torch.Generator().manual_seed(0)
     turns = take_turns(
         {
@@ -98,7 +102,7 @@ def compare(
 
 
 def in_memory(given: argparse.Namespace) -> tuple[BatchSource, Iterable[Any]]:
-    """Random images of CIFAR's shape."""
+    """Sources of random images of CIFAR's shape, ours and torchvision's."""
     generator = torch.Generator().manual_seed(0)
     shape = (given.images, 3, SIZE, SIZE)
     images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
@@ -114,9 +118,9 @@ def in_memory(given: argparse.Namespace) -> tuple[BatchSource, Iterable[Any]]:
 
 
 def streamed(folder: Path, given: argparse.Namespace) -> tuple[BatchSource, Iterable[Any]]:
-    """The pictures of a small ImageNet."""
+    """Sources of the images of a small ImageNet, ours and torchvision's."""
     root = folder / "raw"
-    write_pictures(root / "train", given.pictures + len(CLASSES))  # one of each is for validation
+    write_pictures(root / "train", given.pictures + len(CLASSES))  # one per class is for validation
     write_pictures(root / "val", len(CLASSES))
     info, splits, _ = prepare_imagenet(
         root, size=None, channels=None, validation=1e-6, seed=0
@@ -142,7 +146,7 @@ def streamed(folder: Path, given: argparse.Namespace) -> tuple[BatchSource, Iter
 
 
 def write_pictures(folder: Path, number: int) -> None:
-    """So many JPEG files, in turn in the folder of each class."""
+    """Write this many JPEG files, to the folder of each class in turn."""
     generator = np.random.default_rng(0)
     for place in range(number):
         colours = generator.integers(0, 256, (9, 12, 3), dtype=np.uint8)
@@ -152,7 +156,7 @@ def write_pictures(folder: Path, number: int) -> None:
 
 
 def _rate(batches: Callable[[], Iterable[Any]], warm_up: int) -> Callable[[], float]:
-    """Images a second, after so many batches."""
+    """Return a function that measures images per second after `warm_up` batches."""
 
     def run() -> float:
         seconds: list[float] = []

@@ -1,13 +1,14 @@
-"""How long ResNet-20 takes for images, in full precision and quantized, on a processor.
+"""Inference time of ResNet-20, in full precision and quantized, on a CPU.
 
-Random images of CIFAR's shape, channels-last: by the network as it is, as `qnet.load_model` gives
-it, and compiled as a whole, both in float32; compiled after `network.bfloat16()`; and compiled
-after `qnet.to_int8`, in float32 but for its sums, where both weights and activations are quantized.
-All take turns. Last the time of the best way over that of full precision, compiled in float32. Each
-network is compiled for each number of images, which takes seconds and is not counted.
+Random images of CIFAR's shape, channels-last, go through the network as it is, as from
+`qnet.load_model`, and compiled as a whole, both in float32; compiled after `network.bfloat16()`;
+and, if both weights and activations are quantized, compiled after `qnet.to_int8`, in float32 except
+for its sums. All take turns. The last column is the time of the fastest over that of full
+precision, compiled in float32. Each network is compiled for each number of images, which takes
+seconds and is not counted.
 
-Fresh memory for each layer's output costs time, which GNU's C library saves if it may keep what is
-given back: set MALLOC_TOP_PAD_=500000000 in the environment.
+Allocating fresh memory for each layer's output costs time; GNU's C library saves it if allowed to
+keep freed memory: set MALLOC_TOP_PAD_=500000000 in the environment.
 
     python -m benchmarks.inference
 """
@@ -30,27 +31,27 @@ from benchmarks.training_step import SIZE, phase_name, quantized_network
 from qnet import UserError, to_int8
 from qnet.fused import use_compiled
 
-TURN = 0.1  # seconds that a turn takes at least
+TURN = 0.1  # minimum seconds of a turn
 KINDS = ("as it is", "compiled", "bfloat16, compiled", "int8, compiled")
 
 
 def main() -> None:
-    """Let networks take turns, and print the table."""
-    parser = argparse.ArgumentParser(description="Milliseconds that ResNet-20 takes for images.")
+    """Let the networks take turns, and print the table."""
+    parser = argparse.ArgumentParser(description="Inference time of ResNet-20 in milliseconds.")
     parser.add_argument(
         "--phases", type=phase_name, nargs="+", default=["fp", "1/1", "2/2", "4/4"], metavar="W/A",
         help="fp, or bits of weights and of activations; default: fp 1/1 2/2 4/4",
     )  # fmt: skip
     parser.add_argument(
         "--batches", type=count, nargs="+", default=[1, 16, 128], metavar="N",
-        help="images at once; default: 1 16 128",
+        help="images per batch; default: 1 16 128",
     )  # fmt: skip
     parser.add_argument("--repeats", type=count, default=7, help="turns of each (default: 7)")
     parser.add_argument("--threads", type=count, help="default: as PyTorch chooses (all)")
     given = parse(parser, {"phases": ["fp", "2/2"], "batches": [16], "repeats": 2})
 
     start_runtime(given.threads or "auto")
-    use_compiled(False)  # as without the pipeline
+    use_compiled(False)  # as outside the pipeline
     networks: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
     for phase in given.phases:
         network = quantized_network(phase).eval().to(memory_format=torch.channels_last)
@@ -61,7 +62,7 @@ def main() -> None:
         with suppress(UserError):  # weights or activations in full precision
             networks[phase, KINDS[3]] = torch.compile(to_int8(network), dynamic=False)
     rows = []
-    # Each network and number of images has compiled code of its own, for one function.
+    # Each network and number of images has its own compiled code, for a single function.
     with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=10**6):
         for batch in given.batches:
             images = torch.randn(batch, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
@@ -83,7 +84,7 @@ def main() -> None:
 
 
 def _turn(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], float]:
-    """Warms up, and then gives the seconds of one call, on average over a turn."""
+    """Warm up; return a function that measures the seconds per call, averaged over a turn."""
     network(images)
     started = time.perf_counter()
     network(images)

@@ -1,10 +1,10 @@
-"""How long the whole pipeline takes, by stage and by what it does: `dvc repro` in a fresh clone.
+"""Time of the whole pipeline, by stage and phase: `dvc repro` in a fresh clone.
 
-Of the last commit, with its params.yaml, into a temporary folder; installing is not part of it. The
-columns are read from when each line was printed. "before training" is from the stage's start to
-the start of its first epoch, and so includes its imports, which are also timed alone; "epochs" is
-training and validation; "after" is the scoring of the final network, writing, and DVC's hashing.
-A stage that prints no epochs has all of its time under "before training".
+The clone is of the last commit, with its params.yaml, in a temporary folder; installing is not
+included. The columns are derived from the time at which each line is printed. "before training" is
+from the stage's start to the start of its first epoch, and so includes its imports, which are also
+timed alone; "epochs" is training and validation; "after" is scoring the final network, writing, and
+DVC's hashing. A stage that prints no epochs has all of its time under "before training".
 
     python -m benchmarks.pipeline
 """
@@ -42,11 +42,13 @@ SECTIONS = ("fp", "weights", "activations")  # of the training stages
 
 @dataclass
 class Times:
-    """Of one stage, in seconds since the pipeline's start."""
+    """Times of one stage, in seconds since the pipeline's start."""
 
     start: float
     end: float = 0.0
-    epochs: list[tuple[float, float]] = field(default_factory=list)  # when each ended, how long
+    epochs: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # when each ended, and its duration
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=count, help="of each training stage (default: as params.yaml says)"
     )
-    parser.add_argument("--imports", type=count, default=3, help="times of each (default: 3)")
+    parser.add_argument("--imports", type=count, default=3, help="repetitions (default: 3)")
     given = parse(parser, {"epochs": 3, "imports": 1})
 
     with tempfile.TemporaryDirectory() as name:
@@ -84,7 +86,7 @@ def main() -> None:
 
 
 def parse_lines(lines: Iterable[tuple[float, str]]) -> dict[str, Times]:
-    """Times of each stage, from what `dvc repro` prints and when."""
+    """Times of each stage, from the lines that `dvc repro` prints and when."""
     found: dict[str, Times] = {}
     stage, now = None, 0.0
     for now, line in lines:
@@ -101,7 +103,7 @@ def parse_lines(lines: Iterable[tuple[float, str]]) -> dict[str, Times]:
 
 
 def _repro(folder: Path) -> tuple[dict[str, Times], float]:
-    """Times of each stage, and of the whole command."""
+    """Run `dvc repro` and return the times of each stage and the total."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", "--force"],

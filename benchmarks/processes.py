@@ -1,8 +1,8 @@
-"""How training speeds up with `runtime.processes`: images a second of the stage train_fp.
+"""Speed-up of training with `runtime.processes`: images per second of the stage train_fp.
 
-In a temporary clone of the last commit, on scikit-learn's digits scaled to CIFAR's size. Each run
-is the whole stage, `python -m stages.train_fp`; the figure is what it prints of its epochs, the
-first one left out. It includes validation.
+Runs in a temporary clone of the last commit, on scikit-learn's digits scaled to CIFAR's size. Each
+run is the whole stage, `python -m stages.train_fp`; the figures are from the epoch times that it
+prints, without the first. They include validation.
 
     python -m benchmarks.processes
 """
@@ -41,8 +41,8 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=count, nargs="+", default=[1, 2], metavar="N", help="default: 1 2"
     )
-    parser.add_argument("--size", type=count, default=32, help="of an image (default: 32)")
-    parser.add_argument("--batch", type=count, default=128, help="images (default: 128)")
+    parser.add_argument("--size", type=count, default=32, help="side in pixels (default: 32)")
+    parser.add_argument("--batch", type=count, default=128, help="images per batch (default: 128)")
     parser.add_argument("--epochs", type=count, default=6, help="of a run, 2 or more (default: 6)")
     parser.add_argument("--repeats", type=count, default=2, help="runs of each (default: 2)")
     given = parse(parser, {"epochs": 3, "repeats": 1})
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _run(folder: Path, changes: Mapping[str, Any]) -> Callable[[], list[float]]:
-    """Seconds of each epoch but the first."""
+    """Return a function that measures the seconds of each epoch except the first."""
 
     def run() -> list[float]:
         set_params(folder, changes)
@@ -93,13 +93,13 @@ def _run(folder: Path, changes: Mapping[str, Any]) -> Callable[[], list[float]]:
 
 
 def _stage(stage: str, folder: Path) -> str:
-    """Run a stage in the clone and give what it printed."""
+    """Run a stage in the clone and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", f"stages.{stage}"],
         cwd=folder, env=in_clone(folder), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     if done.returncode != 0:
-        raise SystemExit(f"stages.{stage} failed")  # and has said why on standard error
+        raise SystemExit(f"stages.{stage} failed")  # it has said why on standard error
     return done.stdout
 
 

@@ -1,9 +1,9 @@
-"""The step function alone: forward and backward time and memory of a `Quantizer` in training.
+"""Forward and backward time and memory of a `Quantizer` in training: the step function alone.
 
-Against `copy_` of the same tensor, the least that any operation on it takes, and against the soft
-function written with autograd, a level at a time, in float32 (`benchmarks/textbook.py`). All take
+Compared with `copy_` of the same tensor, the minimum for any operation on it, and with the soft
+function written with autograd, one level at a time, in float32 (`benchmarks/textbook.py`). All take
 turns. Gradients are those of x, alpha and beta; that of the hard function has temperature 4. Memory
-is what forward and backward together need beside x and its incoming gradient.
+is what forward and backward together need besides x and its incoming gradient.
 
     python -m benchmarks.step_function
 """
@@ -33,7 +33,7 @@ from benchmarks.textbook import TEMPERATURE, SoftQuantizer
 from qnet import Clusters, LevelSet, Quantizer, cluster
 
 THRESHOLDS = [1, 3, 15, 255]
-TEXTBOOK = 64  # thresholds; with 255 its heap of 4 million values outgrows 20 GiB
+TEXTBOOK = 64  # most thresholds for it; with 255 and 4 million values it needs over 20 GiB
 VALUES = 256 * 16 * 32 * 32  # the first activations of ResNet-20 in a batch of 256
 Function = Literal["hard", "soft", "textbook"]
 Times = tuple[float, float]  # forward, backward, in seconds
@@ -47,7 +47,7 @@ def main() -> None:
         help=f"default: {' '.join(map(str, THRESHOLDS))}",
     )  # fmt: skip
     parser.add_argument("--values", type=count, default=VALUES, help=f"default: {VALUES}")
-    parser.add_argument("--repeats", type=count, default=5, help="of each (default: 5)")
+    parser.add_argument("--repeats", type=count, default=5, help="turns of each (default: 5)")
     given = parse(parser, {"values": VALUES // 8, "repeats": 3})
 
     kinds: list[tuple[Function, torch.dtype]] = [
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def prepare(function: Function, dtype: torch.dtype, n: int, values: int) -> Callable[[], Times]:
-    """A forward and a backward pass, timed."""
+    """Return a function that times a forward and a backward pass."""
     levels = LevelSet(f"{n} thresholds", tuple(range(n + 1)))
     clusters = cluster(_values(values).float(), levels)
     x = _values(values).to(dtype).requires_grad_()
@@ -115,14 +115,14 @@ def prepare(function: Function, dtype: torch.dtype, n: int, values: int) -> Call
 
 
 def _warm(function: Function, dtype: torch.dtype, n: int, values: int) -> Callable[[], Times]:
-    """As `prepare`, in a process of its own, once all is compiled and loaded."""
+    """Same as `prepare`, for a separate process, after everything is compiled and loaded."""
     start_runtime()
     prepare(function, dtype, n, values)()
     return prepare(function, dtype, n, values)
 
 
 def copy(dtype: torch.dtype, values: int) -> Callable[[], Times]:
-    """Read every value once and write it once."""
+    """Return a function that times reading and writing every value once."""
     source = _values(values).to(dtype)
     target = torch.empty_like(source)
 
@@ -146,7 +146,7 @@ def _quantizer(function: Function, clusters: Clusters) -> nn.Module:
 
 
 def _values(number: int) -> Tensor:
-    """As a ReLU leaves them, in the shape of activations where the number allows it."""
+    """Values like the output of a ReLU, shaped like activations if the number allows it."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(number, generator=generator).relu_()
     return x.view(-1, 16, 32, 32) if number % (16 * 32 * 32) == 0 else x

@@ -1,14 +1,15 @@
-"""The training step as the published code takes it, written plainly: the baseline to compare with.
+"""Baseline to compare with: a plain version of the published code's training step.
 
-Every level of a staircase is a handful of operations of its own, of which autograd keeps the
-results. A quantized weight is saved, overwritten with its quantized values, used, and restored; its
-gradient, and those of its alpha and beta, are then worked out by hand. Activations are quantized
-after every ReLU. Images are decoded, cropped and mirrored one by one by worker processes. All of it
-in float32, and in the memory format that PyTorch starts with.
+Every level of a staircase takes a few operations of its own, whose results autograd keeps. A
+quantized weight is saved, overwritten with its quantized values, used, and restored; its gradient,
+and those of its alpha and beta, are then computed by hand. Activations are quantized after every
+ReLU. Images are decoded, cropped and mirrored one by one by worker processes. All of it is in
+float32 and in PyTorch's default memory format.
 
-While activations are trained the weights are hard, and learn through the soft function's gradient;
-before, they are soft (Yang et al., CVPR 2019, and the code of it). Their alpha and beta learn in
-both phases; in this project they stay while activations are trained (activations.weight_scales).
+While activations are trained, the weights are hard and learn through the soft function's gradient;
+before that, they are soft (Yang et al., CVPR 2019, and its code). Their alpha and beta learn in
+both phases; in this project they are fixed while activations are trained
+(activations.weight_scales).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torchvision import transforms
 
 from qnet import Clusters
 
-TEMPERATURE = 5.0  # that of the first epoch
+TEMPERATURE = 5.0  # of the first epoch
 LR, MOMENTUM, DECAY, CLIP = 0.01, 0.9, 1e-4, 5.0
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -41,7 +42,7 @@ class Staircase:
 
     @classmethod
     def of(cls, clusters: Clusters) -> Staircase:
-        """That of a clustering."""
+        """Staircase of a clustering."""
         levels = clusters.levels
         return cls(tuple(clusters.thresholds), tuple(levels.steps), levels.offset)
 
@@ -69,7 +70,7 @@ class Staircase:
 
 
 class SoftQuantizer(nn.Module):
-    """alpha (Σ s_i σ(T (beta x - b_i)) - o), and autograd."""
+    """alpha (Σ s_i σ(T (beta x - b_i)) - o), differentiated by autograd."""
 
     def __init__(self, clusters: Clusters) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class SoftQuantizer(nn.Module):
         self.beta = nn.Parameter(torch.tensor(clusters.beta))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape; the output has the same."""
+        """Quantize x, of any shape; the output has the same shape."""
         total = torch.zeros_like(x)
         stairs = self.staircase
         for step, threshold in zip(stairs.steps, stairs.thresholds, strict=True):
@@ -90,7 +91,7 @@ class QuantizedWeights:
     """Weights that are quantized in place for a step, and their alpha and beta.
 
     Args:
-        weights: each with where its quantizer starts.
+        weights: each with the initial state of its quantizer.
         hard: whether they are quantized by the hard function.
     """
 
@@ -106,7 +107,7 @@ class QuantizedWeights:
 
     @torch.no_grad()
     def save_and_quantize(self) -> None:
-        """Before the forward pass."""
+        """Save and quantize the weights, before the forward pass."""
         self.saved = [weight.clone() for weight in self.weights]
         for weight, stairs, alpha, beta in zip(
             self.weights, self.stairs, self.alphas, self.betas, strict=True
@@ -116,7 +117,7 @@ class QuantizedWeights:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """After the backward pass; the gradients of the quantized weights become the weights'."""
+        """Restore the weights and compute their gradients, after the backward pass."""
         for weight, saved, stairs, alpha, beta in zip(
             self.weights, self.saved, self.stairs, self.alphas, self.betas, strict=True
         ):
@@ -130,12 +131,12 @@ class QuantizedWeights:
 
 
 class Training:
-    """A network that learns as the published code has it.
+    """Network that is trained as in the published code.
 
     Args:
         model: in full precision; changed in place.
-        weights: by layer, where the quantizer of its weight starts.
-        activations: by ReLU, where the quantizer of its output starts.
+        weights: initial state of each weight quantizer, by layer.
+        activations: initial state of each output quantizer, by ReLU.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class Training:
                 self.optimizers.append(torch.optim.SGD(scales, lr=LR, momentum=MOMENTUM))
 
     def train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """A step for each batch."""
+        """Take one step for each batch."""
         self.model.train()
         loss_sum, correct = 0.0, 0
         for images, labels in batches:
@@ -175,12 +176,12 @@ class Training:
 
 
 class Pictures(Dataset[Any]):
-    """Images in memory, each made a PIL image, cropped, mirrored and normalised when asked for.
+    """Images in memory, converted to PIL, cropped, mirrored and normalised on access.
 
     Args:
         images: uint8 [N, C, S, S], C = 3.
         labels: int64 [N].
-        length: how many to offer: the images again and again.
+        length: of the data set, which repeats the images.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, length: int) -> None:
@@ -207,7 +208,7 @@ class Pictures(Dataset[Any]):
 def loader(
     images: Tensor, labels: Tensor, batch: int, length: int, workers: int = 2
 ) -> DataLoader[Any]:
-    """Shuffled batches of `Pictures`, by workers that stay for the next epoch."""
+    """Loader of shuffled batches of `Pictures`, with workers that persist between epochs."""
     return DataLoader(
         Pictures(images, labels, length),
         batch,

@@ -1,8 +1,8 @@
-"""Images per second that ResNet-20 trains, on an accelerator where there is one.
+"""Training speed of ResNet-20 in images per second, on an accelerator if there is one.
 
-The project's own loop as in `benchmarks/training_step.py`: random images of CIFAR's shape that lie
-on the device, augmented there, no distillation; over a number of steps, the last of which is waited
-for. Compiled are the quantizers or the whole network (`runtime.compile`); on CUDA each step is
+Runs the project's own loop as in `benchmarks/training_step.py`: random images of CIFAR's shape,
+kept and augmented on the device, without distillation, for a number of steps until the last has
+finished. The quantizers or the whole network are compiled (`runtime.compile`); on CUDA each step is
 replayed as a CUDA graph.
 
     python -m benchmarks.throughput
@@ -21,7 +21,7 @@ from benchmarks.training_step import Setting, ours, phase_name
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure the speeds, and print the table."""
     parser = argparse.ArgumentParser(description="Images per second while training.")
     parser.add_argument(
         "--phases", type=phase_name, nargs="+", default=["fp", "1/2", "1/4"], metavar="W/A",
@@ -29,13 +29,13 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument(
         "--batches", type=count, nargs="+", default=[128, 512], metavar="N",
-        help="images to a batch; default: 128 512",
+        help="images per batch; default: 128 512",
     )  # fmt: skip
     parser.add_argument("--steps", type=count, default=300, help="in a run (default: 300)")
     parser.add_argument("--repeats", type=count, default=3, help="runs of each (default: 3)")
     parser.add_argument(
         "--whole", action=argparse.BooleanOptionalAction, default=True,
-        help="also with runtime.compile: network, a minute more to a phase (default: yes)",
+        help="also with runtime.compile: network, a minute more per phase (default: yes)",
     )  # fmt: skip
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
@@ -71,7 +71,7 @@ def _images_per_second(phase: str, setting: Setting, whole: bool, repeats: int) 
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
-        run()  # ends with the scores, which are waited for
+        run()  # ends by waiting for the scores
         seconds.append(time.perf_counter() - started)
     return setting.batch * (setting.steps + 1) / median(seconds)
 

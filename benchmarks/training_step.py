@@ -1,14 +1,14 @@
-"""How long a training step takes in each phase, how much memory, and against a textbook baseline.
+"""Time and memory of a training step in each phase, compared with a textbook baseline.
 
-A step is loading and augmenting a batch, forward, backward, clipping, optimizer, of ResNet-20 on
-random images of CIFAR's shape. The baseline is `benchmarks/textbook.py`: as the published code has
-it, in float32, with activations quantized after all 19 ReLUs. This project trains in its own loop
-over images in memory, with the optimizer and the arithmetic of params.yaml (bfloat16 where it is
-faster); quantizers have their default settings (hard, gradient at temperature 4) and stand at the
-inputs of 18 layers. It does not distil unless said otherwise: the baseline does not. Compiled are
-the quantizers, or where said the whole step. All take turns in one process that flushes denormal
+A step comprises loading and augmenting a batch, forward, backward, clipping and optimizer, for
+ResNet-20 on random images of CIFAR's shape. The baseline is `benchmarks/textbook.py`: like the
+published code, in float32, with activations quantized after all 19 ReLUs. This project trains in
+its own loop over images in memory, with the optimizer and precision of params.yaml (bfloat16 if it
+is faster); quantizers have their default settings (hard, gradient at temperature 4) and are at the
+inputs of 18 layers. Like the baseline, it does not distil unless stated. The quantizers are
+compiled, or where stated the whole step. All take turns in one process that flushes denormal
 numbers to zero. Memory is the largest growth of the process during two steps, without libraries,
-compiling, data and workers. W/A are the bits of weights and of activations; fp is full precision.
+compiling, data and workers. W/A are the bits of weights and activations; fp is full precision.
 
     python -m benchmarks.training_step
 """
@@ -58,15 +58,15 @@ from qnet.training import Trainer, TrainingData
 
 PHASES = ["fp", "1/32", "4/32", "1/1", "1/2", "1/4"]
 CLASSES, SIZE, PAD = 10, 32, 4
-QUEUED = 4  # batches that two workers keep ready: the loader must not run dry at the end
+QUEUED = 4  # batches kept ready by two workers, so that the loader does not run dry at the end
 
 Block = Callable[[], list[float]]
-"""A step to warm up and then some; gives the seconds of each of these."""
+"""Runs a warm-up step and then several more; returns the seconds of each of the latter."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for all contestants."""
+    """Settings that all contestants share."""
 
     batch: int
     steps: int
@@ -84,13 +84,13 @@ def main() -> None:
         "--phases", type=phase_name, nargs="+", default=PHASES, metavar="W/A",
         help=f"fp, or bits of weights and of activations; default: {' '.join(PHASES)}",
     )  # fmt: skip
-    parser.add_argument("--batch", type=count, default=256, help="images (default: 256)")
-    parser.add_argument("--steps", type=count, default=3, help="in a turn (default: 3)")
+    parser.add_argument("--batch", type=count, default=256, help="images per batch (default: 256)")
+    parser.add_argument("--steps", type=count, default=3, help="steps per turn (default: 3)")
     parser.add_argument("--repeats", type=count, default=5, help="turns of each (default: 5)")
     parser.add_argument("--threads", type=count, help="default: as PyTorch chooses (all)")
     parser.add_argument(
         "--whole", action=argparse.BooleanOptionalAction, default=True,
-        help="also with runtime.compile: network, half a minute more to a phase (default: yes)",
+        help="also with runtime.compile: network, half a minute more per phase (default: yes)",
     )  # fmt: skip
     quick = {"phases": ["fp", "1/2", "1/4"], "batch": 64, "steps": 1, "repeats": 2, "whole": False}
     given = parse(parser, quick)
@@ -104,7 +104,7 @@ def main() -> None:
             contestants[f"{phase} distilled"] = ours(phase, setting, distilled=True)
         if given.whole:
             contestants[f"{phase} whole"] = ours(phase, setting, whole=True)
-    turns = take_turns(contestants, given.repeats, warm_up=0)  # each turn has its own
+    turns = take_turns(contestants, given.repeats, warm_up=0)  # each turn has its own warm-up
     seconds = {name: median(chain(*found)) for name, found in turns.items()}
     cases = [(make, phase, setting) for phase in given.phases for make in (baseline, ours)]
     memory = extra_memory(_warm, cases)
@@ -139,7 +139,7 @@ def main() -> None:
 
 
 def ours(phase: str, setting: Setting, *, distilled: bool = False, whole: bool = False) -> Block:
-    """The project's own loop, with the parameters of its params.yaml."""
+    """Steps of the project's own loop, with the parameters of its params.yaml."""
     params = load_params(ROOT / "params.yaml")
     runtime = replace(start_runtime(setting.threads, setting.device), compile_network=whole)
     activations = _levels(phase)[1]
@@ -179,7 +179,7 @@ def ours(phase: str, setting: Setting, *, distilled: bool = False, whole: bool =
 
 
 def baseline(phase: str, setting: Setting) -> Block:
-    """The published way."""
+    """Steps of the textbook baseline."""
     start_runtime(setting.threads)
     training = textbook.Training(*_network(phase, sites="relu"))
     batches = _loader(setting)
@@ -194,25 +194,27 @@ def baseline(phase: str, setting: Setting) -> Block:
 
 @lru_cache
 def _loader(setting: Setting) -> Iterable[tuple[Tensor, Tensor]]:
-    """One for all phases: starting workers takes seconds."""
+    """Loader for all phases, as starting workers takes seconds."""
     split = _images(setting.batch)
     length = setting.batch * (setting.steps + 1 + QUEUED)
     return textbook.loader(split.images, split.labels, setting.batch, length, setting.workers)
 
 
 def _warm(make: Callable[[str, Setting], Block], phase: str, setting: Setting) -> Block:
-    """Two steps of this batch, after small ones that load and compile what is needed at first."""
+    """Two steps with this batch size, after small ones that load and compile on first use."""
     small = replace(setting, batch=32, steps=1, workers=0)  # with fewer images nothing is compiled
     make(phase, small)()
     return make(phase, replace(small, batch=setting.batch))
 
 
 def phase_name(text: str) -> str:
-    """fp, or bits of weights and activations, for `argparse`."""
+    """Check for `argparse` that the text is fp or bits of weights and activations."""
     try:
         _levels(text)
     except (UserError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not fp or such as 1/2 or 3pm2/32") from error
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither fp nor of a form such as 1/2 or 3pm2/32"
+        ) from error
     return text
 
 
@@ -226,7 +228,7 @@ def _levels(phase: str) -> tuple[Any, Any]:
 
 
 def quantized_network(phase: str) -> nn.Module:
-    """ResNet-20 with its quantizers, those of activations at the inputs of layers."""
+    """ResNet-20 with its quantizers; those of activations are at the inputs of layers."""
     model, *found = _network(phase, sites="input")
     of_weights, of_activations = (
         {name: Quantizer.from_clusters(clusters) for name, clusters in kind.items()}
@@ -238,7 +240,7 @@ def quantized_network(phase: str) -> nn.Module:
 def _network(
     phase: str, sites: Literal["input", "relu"]
 ) -> tuple[nn.Module, dict[str, Clusters], dict[str, Clusters]]:
-    """ResNet-20, and where the quantizers of its weights and activations start."""
+    """ResNet-20 and the initial states of its weight and activation quantizers."""
     torch.manual_seed(0)
     model = build_model("resnet20", classes=CLASSES, channels=3, size=SIZE)
     of_weights, of_activations = _levels(phase)

@@ -1,1 +1,1 @@
-"""The pipeline's five stages, the tools beside them, and what they share."""
+"""The pipeline's five stages, the command-line tools, and the code they share."""

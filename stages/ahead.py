@@ -1,4 +1,4 @@
-"""What later stages would refuse, refused before hours of training."""
+"""Checks that refuse, before hours of training, what later stages would refuse."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from stages.data import check_batch_size
 
 
 def check_ahead(params: Params, model: nn.Module, info: DatasetInfo) -> None:
-    """Check what the layers and the number of images have to do with what is set for later stages.
+    """Check later stages' parameters against the network's layers and the number of images.
 
     Raises:
         UserError: the network is not in float32; `model.keep` or `model.quantize` fits no layer or
-            leaves none; there is nothing at `activations.sites`, or it is never called; or a batch
-            is larger than the training set, or one image for batch norm.
+            leaves none; nothing is at `activations.sites`, or it is never called; or a batch is
+            larger than the training set, or has a single image where batch norm needs more.
     """
     types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
     if types:
         raise UserError(
             f"model.name: {params.model.name!r} returned a network in {types.pop()}; return it in "
-            "torch.float32: runtime.precision says in what it is computed"
+            "torch.float32: runtime.precision sets the type it is computed in"
         )
     keep, quantize = params.model.keep, params.model.quantize
     bits = {"weights": params.weights.levels, "activations": params.activations.bits}

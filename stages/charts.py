@@ -1,4 +1,4 @@
-"""Charts of accuracy: how it went while training, and what it is at how many bits."""
+"""Charts of accuracy: during training, and against the number of bits."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ CURVES = ("#444444", "#2f6f9f", "#d1495b")
 GRID = "#e6e6e6"
 FULL_PRECISION = f"{FULL}/{FULL}"
 LINES = ("--", ":", "-.")
-GAP = 0.6  # between kinds of networks, in widths of one
-LONGEST = 8  # characters of a W/A that stand beside others; [-4, -1, 0, 1, 4]/2 has more
+GAP = 0.6  # between kinds of networks, in units of the spacing within a kind
+LONGEST = 8  # characters of a W/A label that fit horizontally; [-4, -1, 0, 1, 4]/2 is longer
 
 
 def draw_result(path: Path, stages: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
-    """Draw the validation curves of the training stages one after another, and the test results.
+    """Draw the validation curves of the training stages end to end, and the test results.
 
     Args:
-        path: of the PNG.
+        path: the PNG file to write.
         stages: stage → its W/A and the content of its metrics.json.
     """
     figure = Figure(figsize=(8, 3.4))
@@ -64,7 +64,7 @@ class Point:
         pair: its W/A.
         top1: in percent, the mean over seeds.
         spread: standard deviation over seeds; None for one seed.
-        setting: what tells it from others of the same W/A.
+        setting: what distinguishes it from others of the same W/A.
     """
 
     pair: str
@@ -74,10 +74,10 @@ class Point:
 
 
 def draw_comparison(path: Path, points: Sequence[Point]) -> None:
-    """Draw top-1 of each W/A, in the order given, a colour for each setting.
+    """Draw top-1 of each W/A, in the order given, with one colour per setting.
 
-    Full precision is a line; the others stand apart by what is quantized, with their figures if
-    there is one for each W/A.
+    Full precision is a line; the others are grouped by what is quantized, and labelled with their
+    top-1 if there is only one per W/A.
     """
     others = [point for point in points if point.pair != FULL_PRECISION]
     places = _places([point.pair for point in others])
@@ -124,7 +124,7 @@ def draw_comparison(path: Path, points: Sequence[Point]) -> None:
 
 
 def _places(names: Sequence[str]) -> dict[str, float]:
-    """Where each W/A stands: by what is quantized (weights, activations, both), with gaps."""
+    """Position of each W/A, in groups by what is quantized (weights, activations, both)."""
     full = str(FULL)
     kinds: dict[tuple[bool, bool], list[str]] = {}
     for name in dict.fromkeys(names):
@@ -146,7 +146,7 @@ def _plain(axis: Axes) -> None:
 
 
 def _curve(path: Path) -> list[tuple[int, float]]:
-    """Epoch and validation top-1 of each row of curves.csv; none if the network was passed on."""
+    """Epoch and validation top-1 of each row of curves.csv; empty if the network was passed on."""
     if not path.exists():
         return []
     with reading(path), path.open(newline="", encoding="utf-8") as file:

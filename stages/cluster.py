@@ -1,4 +1,4 @@
-"""Stage cluster: where alpha, beta and the thresholds of every quantizer start.
+"""Stage cluster: initial alpha, beta and thresholds of every quantizer.
 
 Reads data/prepared, checkpoints/fp.safetensors,
 and of params.yaml: seed, model.keep, model.quantize, cluster, weights.levels, activations.sites,
@@ -32,7 +32,7 @@ BITS = range(1, 9)  # all of them, so that a sweep over activations.bits cluster
 
 
 def main(params: Params) -> None:
-    """Cluster the weights at `weights.levels`, and the activations at every number of bits."""
+    """Cluster the weights into `weights.levels`, and the activations at every number of bits."""
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(FP, runtime.device)
     info = prepared_like(checkpoint.dataset)
@@ -48,7 +48,7 @@ def main(params: Params) -> None:
 
 
 def _figures(content: dict[str, Any]) -> dict[str, Any]:
-    """What `dvc metrics` shows: inertia, trimmed share, alpha and beta per layer."""
+    """Figures that `dvc metrics` shows: inertia, trimmed share, alpha and beta per layer."""
 
     def figures(clusters: dict[str, Any]) -> dict[str, float]:
         return {name: clusters[name] for name in ("inertia", "trimmed", "alpha", "beta")}

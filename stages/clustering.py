@@ -1,4 +1,4 @@
-"""Clusters of a checkpoint's weights and of its activations, as params.yaml wants them."""
+"""Clusters of a checkpoint's weights and activations, as set in params.yaml."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stages.pictures import coarse
 
 
 def weight_clusters(params: Params, checkpoint: Checkpoint) -> dict[str, Any]:
-    """By layer: the histogram of its weights and the clusters at `weights.levels`."""
+    """For each layer, the histogram of its weights and the clusters for `weights.levels`."""
     levels = weight_levels(params.weights.levels)
     if levels is None:
         return {}
@@ -37,7 +37,7 @@ def weight_clusters(params: Params, checkpoint: Checkpoint) -> dict[str, Any]:
 def activation_clusters(
     params: Params, checkpoint: Checkpoint, runtime: Runtime, bits: Iterable[int]
 ) -> dict[str, Any]:
-    """By site: the histogram of its activations and the clusters at each number of `bits`."""
+    """For each site, the histogram of its activations and the clusters at each number of `bits`."""
     sites = activation_sites(
         checkpoint.model, params.activations.sites, params.model.keep, params.model.quantize
     )

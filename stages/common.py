@@ -1,4 +1,4 @@
-"""What every stage does alike: read params.yaml, name its files, and report a user's mistake."""
+"""Code common to all stages: reading params.yaml, file names, and reporting user mistakes."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ METRICS = Path("metrics")
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads a command line; a mistake there is a `UserError` as any other."""
+    """Command-line parser that reports a mistake as a `UserError`."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the command line."""
+        """Raise a `UserError` that says what is wrong with the command line."""
         raise UserError(f"{message}; see {self.prog} --help")
 
 
 def run(stage: Callable[[Params], None], about: str) -> None:
-    """Run a stage, which takes no arguments but `--help`, as `run_tool` does.
+    """Run a stage as `run_tool` does, accepting no arguments except `--help`.
 
     Args:
         stage: the stage.
@@ -54,12 +54,12 @@ def run(stage: Callable[[Params], None], about: str) -> None:
 def run_tool(tool: Callable[[], None]) -> None:
     """Run a program; a `UserError` becomes one line on standard error and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be valid UTF-8
     try:
         with explained():
             tool()
         sys.stdout.flush()
-    except BrokenPipeError:  # who read what is printed has gone
+    except BrokenPipeError:  # whoever read the output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except UserError as error:
@@ -70,17 +70,17 @@ def run_tool(tool: Callable[[], None]) -> None:
 
 
 def on_one_line(text: object) -> str:
-    """`text` with its line breaks, which names of files may have, as they are written in Python."""
+    """Escape line breaks in `text`, which file names may contain, as Python does."""
     return str(text).replace("\r", "\\r").replace("\n", "\\n")
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Within the context a machine that fails is explained, as a mistake is.
+    """Context in which machine failures are reported as user mistakes are.
 
     Raises:
-        UserError: a file cannot be used, memory has run out, or a process that decodes died, and
-            nothing closer to it has said so.
+        UserError: a file cannot be used, memory ran out, or a decoding worker died, and no inner
+            code has already reported it.
     """
     try:
         yield
@@ -94,11 +94,11 @@ def explained() -> Iterator[None]:
 
 
 def _explanation(error: Exception) -> UserError | None:
-    """What to say of it; None if the code may be at fault."""
+    """The error to report; None if the code may be at fault."""
     if is_out_of_memory(error):
         return UserError(
             "memory ran out; use smaller images (data.size), fewer processes (runtime.workers, "
-            "runtime.processes), or a machine with more"
+            "runtime.processes), or a machine with more memory"
         )
     if (reason := why_lost(error)) is not None:
         return UserError(f"runtime.workers: one of them died ({reason}): {FEWER_WORKERS}")
@@ -106,21 +106,21 @@ def _explanation(error: Exception) -> UserError | None:
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
         where = "" if name is None else f"{name}: "
         reason = error.strerror or one_line(error)
-        return UserError(f"{where}{reason}; mend the path, its permissions or the disk")
+        return UserError(f"{where}{reason}; fix the path, its permissions or the disk")
     return None
 
 
 def _refuse_arguments(about: str) -> None:
-    """Print `about` where help is asked for; refuse what else stands on the command line.
+    """Print `about` if help is asked for, and refuse any other argument.
 
     Raises:
-        UserError: something does.
+        UserError: the command line has another argument.
     """
     parser = Parser(
         prog=f"python -m stages.{Path(sys.argv[0]).stem}",
         description=about,
-        epilog="It takes no arguments: parameters stand in params.yaml.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the lines as they are
+        epilog="Takes no arguments; parameters are in params.yaml.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps line breaks
     )
     parser.parse_args()
 
@@ -129,7 +129,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file that an earlier stage wrote.
 
     Raises:
-        UserError: there is none, or it is not whole.
+        UserError: the file is missing or incomplete.
     """
     with reading(path):
         return json.loads(path.read_text(encoding="utf-8"))
@@ -137,10 +137,10 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Within the context what an earlier stage wrote to `path` is read and taken apart.
+    """Context for reading and parsing what an earlier stage wrote to `path`.
 
     Raises:
-        UserError: the file is missing, or holds something else.
+        UserError: the file is missing or has other content.
     """
     try:
         yield

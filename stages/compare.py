@@ -1,4 +1,4 @@
-"""Experiments side by side, as means over their seeds: `python -m stages.compare --help`."""
+"""Compare experiments as means over their seeds: `python -m stages.compare --help`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from stages.common import METRICS, Parser, run_tool
 from stages.pairs import Pair, pairs
 from stages.stale import changed_since, plain
 
-LISTED = 3  # parameters that a row names
+LISTED = 3  # parameters listed in a row
 SHAPES_FULL_PRECISION = ("data", "augment", "model.name", "model.pretrained", "fp")
-DEPENDS = {  # sections that shape the network of a stage, beside the seed
+DEPENDS = {  # sections, besides the seed, that determine the network of a stage
     "train_fp": SHAPES_FULL_PRECISION,
     "train_weights": (*SHAPES_FULL_PRECISION, "model", "cluster.weights", "weights"),
     "train_activations": (*SHAPES_FULL_PRECISION, "model", "cluster", "weights", "activations"),
@@ -31,15 +31,15 @@ DEPENDS = {  # sections that shape the network of a stage, beside the seed
 
 @dataclass
 class Group:
-    """Networks that differ in nothing but their seed.
+    """Networks that differ only in their seed.
 
     Attributes:
         subject: which network on which data.
         pair: W/A.
-        settings: the parameters that shaped them, by dotted name.
-        by_seed: top-1 in percent and what it is below full precision, by seed.
+        settings: the parameters that determine them, by dotted name.
+        by_seed: top-1 in percent and its loss against full precision, by seed.
         bytes: size of the network.
-        on_test: whether its epochs, or those of a network before it, were chosen on the test set.
+        on_test: whether the test set chose its epoch, or that of an earlier stage's network.
     """
 
     subject: str
@@ -51,12 +51,12 @@ class Group:
 
     @property
     def top1(self) -> float:
-        """The mean over seeds."""
+        """Mean top-1 over seeds."""
         return statistics.mean(top1 for top1, _ in self.by_seed.values())
 
     @property
     def loss(self) -> float:
-        """The mean over seeds."""
+        """Mean loss against full precision over seeds."""
         return statistics.mean(loss for _, loss in self.by_seed.values())
 
     @property
@@ -68,15 +68,15 @@ class Group:
 
 
 def main() -> None:
-    """Print a row for each W/A and setting among the experiments, and draw them."""
+    """Print a row for each W/A and setting among the experiments; draw them on request."""
     arguments = _arguments()
     if arguments.commits < 1:
         raise UserError(f"--commits is {arguments.commits}; it must be 1 or more")
     groups = group(_experiments(arguments.commits))
     if not groups:
         raise UserError(
-            f"-n is {arguments.commits}, and no experiment that started so few commits back has "
-            "finished; look further back with a higher -n, or run one with `dvc exp run`"
+            f"-n is {arguments.commits}, and no finished experiment started from so recent a "
+            "commit; look further back with a higher -n, or run one with `dvc exp run`"
         )
     settings = _differences(groups)
     _print_tables(groups, settings)
@@ -96,11 +96,11 @@ def main() -> None:
 
 
 def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
-    """The networks of all experiments, each once: by subject, from the most bits to the fewest.
+    """Group the networks of all experiments, by subject, from the most bits to the fewest.
 
     Args:
-        experiments: each with `params`, the content of params.yaml, and `metrics`, that of each
-            training stage's metrics.json.
+        experiments: each with `params`, the content of params.yaml, and `metrics`, the content of
+            each training stage's metrics.json.
     """
     groups: dict[tuple[Pair, str], Group] = {}
     for experiment in experiments:
@@ -118,7 +118,7 @@ def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
             top1 = found["test"]["top1"]
             chosen = chosen or found["selected_on"] == "test"
             mine = groups.setdefault(key, Group(subject, pair, settings, found["bytes"], chosen))
-            # Of the same network trained at several commits the newest is told, which comes first.
+            # Of the same network trained at several commits, the first, which is newest, counts.
             mine.by_seed.setdefault(
                 tree["seed"], (top1, metrics["train_fp"]["test"]["top1"] - top1)
             )
@@ -134,11 +134,12 @@ def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
 def _arguments() -> argparse.Namespace:
     parser = Parser(
         prog="python -m stages.compare",
-        description="Test top-1 of the experiments made since a commit, as means over seeds.",
+        description="Test top-1 of experiments started from recent commits, as means over seeds.",
     )
     parser.add_argument(
         "-n", "--commits", type=int, default=1, metavar="N",
-        help="of the last N commits; default: 1, experiments that start from the last commit",
+        help="include experiments started from any of the last N commits "
+        "(default 1: the last commit only)",
     )  # fmt: skip
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="also draw accuracy against bits, as PNG"
@@ -147,10 +148,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def _experiments(commits: int) -> list[dict[str, Any]]:
-    """Parameters and metrics of all experiments that have finished.
+    """Parameters and metrics of all finished experiments.
 
-    Not those of the commits and of the workspace: there params.yaml may have changed since the
-    metrics were written.
+    Commits and the workspace are left out: their params.yaml may have changed since the metrics
+    were written.
     """
     command = [sys.executable, "-m", "dvc", "exp", "show", "--json", "-n", str(commits)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -179,7 +180,7 @@ def _tell_left_out(which: str, count: int) -> None:
 
 
 def _is_known(experiment: Mapping[str, Any]) -> bool:
-    """Whether parameters and metrics are those of today's code."""
+    """Whether parameters and metrics have the form that the current code expects."""
     try:
         group([experiment])
     except (AttributeError, KeyError, TypeError, UserError, ValueError):
@@ -188,8 +189,7 @@ def _is_known(experiment: Mapping[str, Any]) -> bool:
 
 
 def _read(revision: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `group` needs, and what has `changed` since a stage read it; None if some stage
-    never ran."""
+    """Input for `group`, and what has `changed` since a stage read it; None unless all ran."""
     data = revision.get("data") or {}
     params = (data.get("params") or {}).get("params.yaml", {}).get("data")
     files = data.get("metrics") or {}
@@ -205,7 +205,7 @@ def _read(revision: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _lock(revision: str) -> dict[str, Any]:
-    """The content of dvc.lock at a commit, where DVC keeps it with each experiment."""
+    """Content of dvc.lock at a commit; DVC commits it with each experiment."""
     command = ["git", "show", f"{revision}:./dvc.lock"]
     text = subprocess.run(command, capture_output=True, text=True).stdout
     return dict(yaml.safe_load(text) or {})
@@ -220,7 +220,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _differences(groups: list[Group]) -> list[str]:
-    """For each group the parameters in which those of its subject and W/A differ, such as
+    """For each group, the parameters that differ among groups of its subject and W/A, such as
     `weights.lr=0.1`."""
     whole, short = [], []
     for found in groups:
@@ -235,7 +235,7 @@ def _differences(groups: list[Group]) -> list[str]:
         short.append(" ".join([*words[:LISTED], *more]))
     rows = Counter(zip(map(_row, groups), short, strict=True))
     return [
-        brief if rows[_row(found), brief] == 1 else full  # what tells two apart may be left out
+        brief if rows[_row(found), brief] == 1 else full  # short rows may look alike
         for found, brief, full in zip(groups, short, whole, strict=True)
     ]
 
@@ -245,7 +245,7 @@ def _row(found: Group) -> tuple[str, Pair]:
 
 
 def _print_tables(groups: list[Group], settings: list[str]) -> None:
-    """A table for each subject."""
+    """Print a table for each subject."""
     rows = list(zip(groups, settings, strict=True))
     for subject in dict.fromkeys(found.subject for found in groups):
         if subject != groups[0].subject:

@@ -1,4 +1,4 @@
-"""The prepared images as a stage looks at them: to train on, to score on, to cluster."""
+"""Batches of the prepared images for the stages: for training, evaluation and clustering."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from stages.common import PREPARED
 def training_data(
     params: Params, section: str, info: DatasetInfo, runtime: Runtime
 ) -> TrainingData:
-    """Batches to train on, augmented as `augment` says, and those that choose the epoch.
+    """Training batches, augmented as `augment` says, and the batches that choose the epoch.
 
     Raises:
-        UserError: a batch is larger than the training set, or the padding than an image.
+        UserError: a batch is larger than the training set, or the padding is not below the image
+            size.
     """
     settings: TrainingParams = getattr(params, section)
     pad, flip = params.augment.pad, params.augment.flip
@@ -45,10 +46,10 @@ def training_data(
 
 
 def check_batch_size(params: Params, *sections: str) -> None:
-    """Refuse batches that the training images do not fill, or that leave processes without any.
+    """Check that a batch is no larger than the training set and has an image for each process.
 
     Raises:
-        UserError: they do, in one of `sections`.
+        UserError: it does not hold for one of `sections`.
     """
     count = load_info(PREPARED).counts["train"]
     sizes = {f"{section}.batch_size": getattr(params, section).batch_size for section in sections}
@@ -68,40 +69,40 @@ def check_batch_size(params: Params, *sections: str) -> None:
 def evaluation_images(
     split: str, params: Params, info: DatasetInfo, runtime: Runtime
 ) -> BatchSource:
-    """All images of a split, to be taken in order."""
+    """All images of a split, for evaluation in order."""
     return _open(split, params, info, runtime, evaluation_batch(info))
 
 
 def evaluation_batch(info: DatasetInfo) -> int:
-    """Images that are scored at once: 500, or fewer where they have more than 128 × 128 pixels."""
+    """Batch size for evaluation: 500, or fewer for images of more than 128 × 128 pixels."""
     return max(1, min(500, 500 * 128**2 // info.size**2))
 
 
 def sample_batch(info: DatasetInfo) -> int:
-    """Images that are clustered at once: 100, or fewer where no more are scored at once."""
+    """Batch size for clustering: 100, or that for evaluation if it is smaller."""
     return min(100, evaluation_batch(info))
 
 
 def sample_images(params: Params, info: DatasetInfo, runtime: Runtime) -> BatchSource:
-    """`cluster.images` training images, drawn by the seed; all of them where there are fewer."""
+    """Random `cluster.images` training images, drawn by the seed; all if there are fewer."""
     count = load_info(PREPARED).counts["train"]
     generator = torch.Generator().manual_seed(seed_for(params.seed, "cluster"))
     chosen = torch.randperm(count, generator=generator)[: params.cluster.images]
     return _open("train", params, info, runtime, sample_batch(info), chosen=chosen)
 
 
-ANEW = ", or train it anew with `dvc repro`"
+ANEW = ", or train it again with `dvc repro`"
 
 
 def prepared_like(info: DatasetInfo, otherwise: str = ANEW) -> DatasetInfo:
-    """What is prepared, if it is of the kind that a network of `info` takes.
+    """Description of the prepared data, if a network trained on `info` can take it.
 
     Args:
         info: the data set that the network was trained on.
         otherwise: what else the user can do; ends the message.
 
     Raises:
-        UserError: it is of another kind, or there is nothing.
+        UserError: the prepared data is of another kind or missing.
     """
     there = load_info(PREPARED)
     for what in ("classes", "size", "channels"):
@@ -135,7 +136,7 @@ def _open(
         batch_size=batch_size,
         device=runtime.device,
         augment=augment,
-        part=Part(rank(), world()) if chosen is None else WHOLE,  # every process looks at a sample
+        part=Part(rank(), world()) if chosen is None else WHOLE,  # samples are not shared out
         chosen=chosen,
         workers=runtime.workers,
         bad_images=params.data.bad_images,

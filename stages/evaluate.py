@@ -1,4 +1,4 @@
-"""What a checkpoint gets right and what it takes for what: `python -m stages.evaluate --help`."""
+"""Score a checkpoint and print its confusions: `python -m stages.evaluate --help`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from stages.common import PREPARED, Parser, run_tool, write_json
 from stages.data import evaluation_batch, evaluation_images, prepared_like
 from stages.logs import bar, counter
 
-LARGEST_MATRIX = 20  # classes; beyond, a line of the matrix is wider than a screen
+LARGEST_MATRIX = 20  # classes; with more, the matrix is wider than a screen
 CONFUSIONS = 10
 
 
 def main() -> None:
-    """Score a checkpoint, without bfloat16, on the images that are asked for; print a table."""
+    """Score a checkpoint, without bfloat16, on the chosen images and print the results."""
     arguments = _arguments()
     params = load_params()
     changes = {"device": "cpu"} if arguments.int8 else {}
@@ -36,7 +36,7 @@ def main() -> None:
     model = to_int8(checkpoint.model) if arguments.int8 else checkpoint.model
     info = checkpoint.dataset
     if arguments.json is not None:
-        check_writable(arguments.json)  # now, not after the work
+        check_writable(arguments.json)  # fail now, not after the work
     batches: BatchSource
     if arguments.folder is not None:
         source = str(arguments.folder)
@@ -45,11 +45,13 @@ def main() -> None:
         name = arguments.split or "test"
         prepared = prepared_like(info, ", or use --folder")
         alike = (prepared.counts, prepared.mean) == (info.counts, info.mean)
-        if name != "test" and (not alike or prepared.name == "imagenet"):  # whose mean is fixed
-            how = "may be split otherwise (it cannot be told)" if alike else "is split otherwise"
+        if name != "test" and (not alike or prepared.name == "imagenet"):  # its mean is fixed
+            how = (
+                "may be split differently (cannot be checked)" if alike else "is split differently"
+            )
             print(
                 f"evaluate: {PREPARED} {how} than when this network was trained: "
-                f"{name} may mix images that it was trained on and others"
+                f"{name} may include images that it was trained on"
             )
         count = prepared.counts[name]
         source = f"{PREPARED}, {name}"
@@ -87,14 +89,14 @@ def main() -> None:
 
 
 def confusion_matrix(actual: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """How many images of each class were taken for each: int64 [actual, predicted]."""
+    """Count the images by true and predicted class: int64 [actual, predicted]."""
     return torch.bincount(actual * classes + predicted, minlength=classes**2).view(classes, -1)
 
 
 def _arguments() -> argparse.Namespace:
     parser = Parser(
         prog="python -m stages.evaluate",
-        description="Score a checkpoint: loss, top-1, top-5, each class, and the confusions.",
+        description="Score a checkpoint: loss, top-1, top-5, accuracy per class, and confusions.",
     )
     parser.add_argument("checkpoint", type=Path, help="such as checkpoints/fp.safetensors")
     data = parser.add_mutually_exclusive_group()
@@ -103,16 +105,16 @@ def _arguments() -> argparse.Namespace:
         "--folder", type=Path, metavar="DIR", help="images in DIR/<class>/* instead of a split"
     )
     parser.add_argument(
-        "--int8", action="store_true", help="on the processor, in integers (qnet.to_int8)"
+        "--int8", action="store_true", help="on the CPU, in 8-bit integers (qnet.to_int8)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all of it there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results there")
     return parser.parse_args()
 
 
 def _folder(
     folder: Path, info: DatasetInfo, params: Params, runtime: Runtime
 ) -> tuple[BatchSource, int]:
-    """The images below a folder as the network was validated on its own, and how many."""
+    """The images below a folder, preprocessed as for the network's validation, and their number."""
     batch_size, device = evaluation_batch(info), runtime.device
     if info.name == "imagenet":
         from qnet.data.streamed import StreamedBatches  # torchvision takes seconds to import
@@ -132,7 +134,7 @@ def _folder(
 
 
 def _per_class(classes: tuple[str, ...], confusion: Tensor) -> list[tuple[str, int, float | None]]:
-    """Name, number of images and top-1 in percent of each class; None for no images."""
+    """Name, number of images and top-1 in percent of each class; top-1 is None without images."""
     counts, right = confusion.sum(dim=1).tolist(), confusion.diagonal().tolist()
     return [
         (name, count, 100 * hits / count if count else None)
@@ -179,7 +181,7 @@ def _print_most_frequent(labels: list[str], confusion: Tensor) -> None:
 
 
 def _labels(classes: tuple[str, ...]) -> list[str]:
-    """Number and name of each class, all of one width."""
+    """Number and name of each class, padded to one width."""
     digits, width = len(str(len(classes) - 1)), max(len(name) for name in classes)
     width = max(width, len("true class") - digits - 1)
     return [f"{number:{digits}} {name:{width}}" for number, name in enumerate(classes)]

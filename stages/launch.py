@@ -1,4 +1,4 @@
-"""A training stage in several processes: started as torchrun does, and one line if one fails."""
+"""Run a training stage in several processes, as torchrun does, with one line if one fails."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 Stage = Callable[[Params], None]
-RUN = "stages.launch"  # by which a process knows that it was started here
-USER_ERROR = f"{UserError.__name__}: "  # how torch marks it in the file it keeps of a failure
+RUN = "stages.launch"  # tells a process that it was started here
+USER_ERROR = f"{UserError.__name__}: "  # its prefix in torch's file on a failure
 
 
 def run(stage: Stage, about: str) -> None:
-    """Run a training stage in as many processes as `runtime.processes` says.
+    """Run a training stage in `runtime.processes` processes.
 
-    A process that torchrun has started (on one machine or several), or this function in another
+    A process started by torchrun (on one machine or several), or by this function in another
     process, joins the others instead.
 
     Args:
@@ -45,13 +45,13 @@ def run(stage: Stage, about: str) -> None:
 
 
 def _started_among_others() -> bool:
-    """Whether torchrun, or one who sets what it sets, has started this process."""
+    """Whether torchrun or a launcher that sets the same variables started this process."""
     set_by_torchrun = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    return set_by_torchrun <= os.environ.keys()  # some clusters export some of them
+    return set_by_torchrun <= os.environ.keys()  # some clusters export only some of them
 
 
 def _work(stage: Stage, params: Params) -> None:
-    """Be one of several processes."""
+    """Run the stage as one of several processes."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -63,25 +63,25 @@ def _work(stage: Stage, params: Params) -> None:
             Path(os.devnull).open("w") as nowhere,
             redirect_stdout(sys.stdout if first else nowhere),
         ):
-            stage(params)  # the first process speaks for all
+            stage(params)  # only the first process prints
     except Exception as error:
         if os.environ.get("TORCHELASTIC_RUN_ID") != RUN:
             raise
-        # The launcher below tells of it once: all may fail alike, or because one does.
+        # The launcher below reports it once: all may fail in the same way, or because one does.
         get_error_handler().record_exception(error)
         sys.stdout.flush()
         os._exit(2 if isinstance(error, UserError) else 1)
 
 
 def _end_with(parent: int) -> None:
-    """End this process when the one that started it is killed, rather than train on unseen."""
+    """End this process when the one that started it is killed, rather than train on unnoticed."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def _launch(stage: Stage, params: Params) -> None:
-    """Start this very command several times; with one process, just run."""
+    """Start this same command several times; with one process, just run the stage."""
     count = processes(params.runtime)
     if count == 1 or _started_among_others():
         stage(params)
@@ -90,7 +90,7 @@ def _launch(stage: Stage, params: Params) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable()  # torch's lines about processes that it ends
+    logging.disable()  # silence torch about processes that it ends
     with TemporaryDirectory() as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -99,7 +99,7 @@ def _launch(stage: Stage, params: Params) -> None:
             run_id=RUN,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",  # any free port
-            local_addr="localhost",  # a machine's own name may lead nowhere
+            local_addr="localhost",  # a machine's own name may not resolve
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
@@ -112,18 +112,18 @@ def _launch(stage: Stage, params: Params) -> None:
 
 
 def _explain(failures: Mapping[int, ProcessFailure], count: int) -> None:
-    """Tell what ended the processes, and end with it.
+    """Report what ended the processes, and exit.
 
     Raises:
-        UserError: that was a mistake of the user.
+        UserError: a user mistake ended them.
     """
     told = {rank: found for rank, failure in failures.items() if (found := _told(failure))}
     for message in told.values():
         if message["message"].startswith(USER_ERROR):
             raise UserError(message["message"].removeprefix(USER_ERROR))
     silent = {rank: f.exitcode for rank, f in failures.items() if rank not in told}
-    # With SIGTERM the launcher ends those that are there at the first failure. So it says nothing,
-    # unless the others only say that they lost a process.
+    # At the first failure the launcher ends the remaining processes with SIGTERM. So SIGTERM is no
+    # cause, unless the others report only that they lost a process.
     killed = {rank: code for rank, code in silent.items() if code != -signal.SIGTERM}
     if all(_lost(message) for message in told.values()):
         killed = killed or silent
@@ -132,7 +132,7 @@ def _explain(failures: Mapping[int, ProcessFailure], count: int) -> None:
         how = f"by signal {-code}" if code < 0 else f"with status {code}"
         print(
             f"error: process {rank + 1} of {count} ended {how}; if memory ran out, use fewer "
-            "(runtime.processes) or a smaller batch_size; `dvc repro` goes on after the last whole "
+            "(runtime.processes) or a smaller batch_size; `dvc repro` resumes after the last whole "
             "epoch",
             file=sys.stderr,
         )
@@ -141,7 +141,7 @@ def _explain(failures: Mapping[int, ProcessFailure], count: int) -> None:
 
 
 def _told(failure: ProcessFailure) -> dict[str, Any] | None:
-    """The exception that a process has recorded, if it came to that."""
+    """The exception that a process recorded, if it recorded one."""
     message = failure.error_file_data["message"]
     return message if isinstance(message, dict) else None
 

@@ -1,4 +1,4 @@
-"""What a user sees of a training run: a bar or a line per epoch, TensorBoard, curves."""
+"""Output of a training run: a progress bar, a line per epoch, TensorBoard, curves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qnet.quantizer import quantizers
 from stages.common import METRICS
 
 RUNS = Path("runs")
-NOTICEABLE = 0.05  # share of an epoch that goes by waiting for images
+NOTICEABLE = 0.05  # share of an epoch spent waiting for images
 NAMES = [
     "epoch",
     "lr",
@@ -33,13 +33,13 @@ NAMES = [
 
 
 def bar(batches: Iterable[Any], count: int, title: str) -> Iterable[Any]:
-    """A bar with rate and remaining time where standard error is a terminal."""
+    """A progress bar with rate and remaining time, if standard error is a terminal."""
     off = True if rank() > 0 else None  # None: not on a terminal
     return tqdm(batches, total=count, desc=title, unit="batch", leave=False, disable=off)
 
 
 def counter(title: str) -> Callable[[int, int], None]:
-    """A bar that is told how many of how many are done."""
+    """A progress bar, updated by calling the result with the number done and the total."""
     line = tqdm(desc=title, unit="image", leave=False, disable=None)
 
     def update(done: int, total: int) -> None:
@@ -50,12 +50,12 @@ def counter(title: str) -> Callable[[int, int], None]:
 
 
 class Log:
-    """Writes each epoch's figures where they are looked at; a context manager.
+    """Context manager that logs each epoch to the terminal, curves.csv and TensorBoard.
 
     The curves go to metrics/<stage>/curves.csv for `dvc plots`, and with alpha, beta and weight
-    histograms to runs/<stage> for TensorBoard. `waited` tells how many seconds of an epoch went by
-    waiting for images; wall-clock times are only printed. `shown` tells which epochs, counted from
-    1, get a line.
+    histograms to runs/<stage> for TensorBoard. `waited` returns the seconds of an epoch spent
+    waiting for images; wall-clock times are only printed. `shown` returns whether an epoch, counted
+    from 1, gets a line.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Log:
         self.started = time.monotonic()
 
     def __enter__(self) -> Log:
-        make_folder(RUNS / self.stage)  # now, not after the first epoch
+        make_folder(RUNS / self.stage)  # fail now, not after the first epoch
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -81,7 +81,7 @@ class Log:
             self.writer.close()
 
     def epoch(self, history: History) -> None:
-        """Log the last epoch of `history`; the first call tells a new run from a resumed one."""
+        """Log the last epoch of `history`; the first call distinguishes new and resumed runs."""
         row = history.rows[-1]
         if self.writer is None:
             self.writer = self._open(int(row["epoch"]))
@@ -133,7 +133,7 @@ class Log:
 
 
 def write_curves(stage: str, rows: Sequence[Row]) -> None:
-    """Write one line per epoch to metrics/<stage>/curves.csv; only its head if there was none."""
+    """Write one line per epoch to metrics/<stage>/curves.csv; without epochs, only the header."""
     text = io.StringIO()
     names = list(rows[0]) if rows else NAMES
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Write a checkpoint as it is deployed, its weights packed: `python -m stages.pack --help`."""
+"""Write a checkpoint for deployment, with packed weights: `python -m stages.pack --help`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.common import Parser, run_tool
 
 
 def main() -> None:
-    """Pack the checkpoint that the command line names and print how large it has become."""
+    """Pack the checkpoint named on the command line and print its new size."""
     arguments = _arguments()
     checkpoint = load_checkpoint(arguments.checkpoint)
     if arguments.output.exists() and arguments.output.samefile(arguments.checkpoint):
@@ -23,8 +23,8 @@ def main() -> None:
         )
     if arguments.output.is_file() and not _is_packed(arguments.output):
         raise UserError(
-            f"{arguments.output} exists and is no packed checkpoint; give another name, or remove "
-            "it"
+            f"{arguments.output} exists and is not a packed checkpoint; give another name, or "
+            "remove it"
         )
     try:
         packed_state(checkpoint.model)
@@ -36,7 +36,7 @@ def main() -> None:
     print(
         f"{arguments.output}: {size:,} bytes of network, "
         f"{full_precision_bytes(checkpoint.model) / size:.1f}× less than in full precision, "
-        f"and {described:,} that describe it"
+        f"plus {described:,} bytes of metadata"
     )
 
 
@@ -50,8 +50,8 @@ def _is_packed(path: Path) -> bool:
 def _arguments() -> argparse.Namespace:
     parser = Parser(
         prog="python -m stages.pack",
-        description="Write a checkpoint as it is deployed: weights packed at their bits, and "
-        "nothing that only training needs. The file is read as any checkpoint is.",
+        description="Write a checkpoint for deployment: weights packed into their bits, and "
+        "nothing that only training needs. The file loads like any checkpoint.",
     )
     parser.add_argument("checkpoint", type=Path, help="such as checkpoints/activations.safetensors")
     parser.add_argument("output", type=Path, help="the file to write, such as packed.safetensors")

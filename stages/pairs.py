@@ -1,4 +1,4 @@
-"""W/A, bits of weights and of activations, of the networks that the stages train."""
+"""W/A, the bits of weights and activations, of the networks that the stages train."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FULL = 32  # bits of what is not quantized
 
 @dataclass(frozen=True)
 class Pair:
-    """W/A.
+    """W/A of a network.
 
     Attributes:
         name: such as 1/2 or 3pm4/32.
@@ -26,9 +26,9 @@ class Pair:
 
 
 def pairs(levels: str | int | Sequence[int], bits: str | int) -> dict[str, Pair]:
-    """The pair of each training stage, given `weights.levels` and `activations.bits`.
+    """Pair of each training stage, given `weights.levels` and `activations.bits`.
 
-    A stage that quantizes nothing passes its network on, and is left out.
+    A stage that quantizes nothing passes its network on and is left out.
     """
     level_set = weight_levels(levels)
     name, weights = (str(FULL), FULL) if level_set is None else (level_set.name, level_set.bits)

@@ -1,4 +1,4 @@
-"""Pictures of quantizers: what is quantized, and where thresholds and levels lie."""
+"""Plots of quantizers: the values that are quantized, thresholds and levels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from qnet.histogram import Histogram
 
 BINS = 160
 PANELS = 24  # layers on one page
-FEW = 16  # levels whose numbers find room
+FEW = 16  # at most this many levels have room for numbers
 VALUES, TRIMMED, THRESHOLD, LEVEL = "#7fa8c9", "#e6e6e6", "#444444", "#d1495b"
 
 
 def coarse(histogram: Histogram) -> dict[str, Any]:
-    """A histogram small enough to keep in a text file: all but the outermost 0.1 % of values."""
+    """Reduce a histogram to fit in a text file: all but the outermost 0.1 % of values."""
     low, high = histogram.percentile(0.0005), histogram.percentile(0.9995)
     high = high if high > low else low + 1
     means, counts = histogram.points()
@@ -39,7 +39,7 @@ def draw_clusters(folder: Path, layers: Mapping[str, Mapping[str, Any]]) -> None
 
     Args:
         folder: replaced as a whole.
-        layers: name → `histogram` (as `coarse` gives it) and `clusters` (as a dict).
+        layers: name → `histogram` (from `coarse`) and `clusters` (as a dict).
     """
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
@@ -52,7 +52,7 @@ def draw_clusters(folder: Path, layers: Mapping[str, Mapping[str, Any]]) -> None
 
 
 def draw_panels(path: Path, layers: Mapping[str, Mapping[str, Any]], columns: int) -> None:
-    """Draw layers, as `draw_clusters` takes them, side by side in one picture."""
+    """Draw layers, as `draw_clusters` takes them, side by side in one image."""
     columns = min(columns, len(layers))
     rows = -(-len(layers) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.1 * rows + 0.7))
@@ -73,14 +73,14 @@ def draw_panels(path: Path, layers: Mapping[str, Mapping[str, Any]], columns: in
 def draw_quantizer(
     path: Path, title: str, values: str, layer: Mapping[str, Any], shares: Sequence[float]
 ) -> None:
-    """Draw the values that a quantizer is given, and beside them the levels that it makes of them.
+    """Draw a quantizer's input values and, beside them, the levels that it maps them to.
 
     Args:
-        path: of the PNG.
-        title: of the whole picture.
+        path: the PNG file to write.
+        title: of the whole image.
         values: what the values are, such as weights.
         layer: as `draw_clusters` takes it.
-        shares: of all values, 0 to 1, for each level.
+        shares: of the values at each level, 0 to 1.
     """
     clusters = Clusters.from_dict(layer["clusters"])
     figure = Figure(figsize=(11, 4))
@@ -101,7 +101,7 @@ def draw_quantizer(
         after.set_xticks(levels)
         after.bar_label(bars, fmt="%.3g", fontsize=9)
     else:
-        after.set_yscale("log")  # zeros are often half of all
+        after.set_yscale("log")  # often half of the values are zero
     after.set_title(f"after (α = {clusters.alpha:.4g})", fontsize=11)
     after.set_xlabel("level, in units of α")
     after.set_ylabel(f"share of {values} in %")
@@ -124,7 +124,7 @@ def _panel(axis: Axes, name: str, layer: Mapping[str, Any]) -> None:
 
 
 def _distribution(axis: Axes, histogram: Mapping[str, Any], clusters: Clusters) -> None:
-    """Values, the range that trimming leaves, thresholds, and levels times alpha."""
+    """Draw values, the range left by trimming, thresholds, and levels times alpha."""
     edges = np.linspace(histogram["low"], histogram["high"], BINS + 1)
     axis.stairs(histogram["counts"], edges, fill=True, color=VALUES, label="values")
     width = max(edges[-1] - edges[0], 1e-12)
@@ -142,7 +142,7 @@ def _distribution(axis: Axes, histogram: Mapping[str, Any], clusters: Clusters) 
             color=THRESHOLD,
             linewidth=0.8 if few else 0.3,
             linestyle="--" if few else "-",
-            snap=None if few else False,  # at whole pixels some of many would fall together
+            snap=None if few else False,  # snapped to whole pixels, close lines would coincide
             label="threshold / β" if number == 0 else None,
         )
     levels = clusters.alpha * np.array(clusters.levels.values)

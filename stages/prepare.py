@@ -1,6 +1,6 @@
-"""Stage prepare: a data set in; labels, a split, statistics, and pixels or a listing out.
+"""Stage prepare: split a data set, compute statistics, and write labels and pixels or a listing.
 
-Reads the data set that data.name and data.root tell,
+Reads the data set named by data.name and data.root,
 and of params.yaml: seed, data.
 Writes data/prepared.
 """

@@ -1,4 +1,4 @@
-"""Quantizers as the stage cluster found them and params.yaml wants them."""
+"""Quantizers built from the clusters found by stage cluster, as set in params.yaml."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qnet.quantizer import Quantizer
 
 
 def quantizer_from(clusters: dict[str, Any], params: QuantizedTrainingParams) -> Quantizer:
-    """A quantizer that starts with these `clusters` and is trained as `params` say."""
+    """Quantizer that starts from these `clusters` and is trained as `params` say."""
     return Quantizer.from_clusters(
         Clusters.from_dict(clusters),
         forward_mode=params.forward,

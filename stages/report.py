@@ -1,4 +1,4 @@
-"""The table at the end: accuracy, loss against full precision, size. `python -m stages.report`."""
+"""Table of results: accuracy, loss against full precision, size. `python -m stages.report`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stages.pairs import pairs
 from stages.stale import changed_since
 
 LOCK = Path("dvc.lock")
-STAGES = {  # what it made of the network, and where that is
+STAGES = {  # what the stage produced, and where it is
     "train_fp": ("full precision", FP),
     "train_weights": ("weights quantized", WEIGHTS),
     "train_activations": ("activations quantized", ACTIVATIONS),
@@ -31,7 +31,7 @@ STAGES = {  # what it made of the network, and where that is
 
 
 def main() -> None:
-    """Print the figures of the training stages, as they stand under metrics/."""
+    """Print the training stages' figures from metrics/."""
     parser = Parser(prog="python -m stages.report", description=__doc__)
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the curves, as PNG")
     picture = parser.parse_args().picture
@@ -47,7 +47,7 @@ def main() -> None:
     _print_table(networks)
     if absent := [str(STAGES[stage][1]) for stage in networks if not STAGES[stage][1].exists()]:
         print(
-            f"not here: {some(absent)}; the figures come with git, from another run than yours: "
+            f"not here: {some(absent)}; the figures are from git, not from a run of yours: "
             "run `dvc repro`"
         )
     if changed := _changed():
@@ -74,7 +74,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _changed() -> list[str]:
-    """What stages read otherwise than it is now; nothing where DVC has not run them."""
+    """Parameters and files that changed since a stage read them; empty if DVC has run none."""
     if not LOCK.is_file():
         return []
     with reading(LOCK):

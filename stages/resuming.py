@@ -1,8 +1,8 @@
-"""Where the state of an unfinished training stage lies, so that the next try finds it.
+"""Location of the state of an unfinished training stage, so that the next try finds it.
 
-`dvc exp run --queue` and `--temp` run an experiment in a folder of its own, below .dvc/tmp/exps of
-the project, and delete it when the run ends, even if it was killed. So what it leaves to resume
-from goes to the project's own folder.
+`dvc exp run --queue` and `--temp` run an experiment in its own folder, below .dvc/tmp/exps of the
+project, and delete it when the run ends, even if it was killed. So the state to resume from goes to
+the project's own folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EXPERIMENTS = (".dvc", "tmp", "exps")
 
 
 def resume_file(name: str) -> ResumeFile:
-    """The file for the state of a run that `name` tells from all others."""
+    """Resume file of the run identified by `name`."""
     path = RESUME / f"{name}.safetensors"
     for folder in Path.cwd().parents:
         if folder.parts[-len(EXPERIMENTS) :] == EXPERIMENTS:
@@ -28,11 +28,11 @@ def resume_file(name: str) -> ResumeFile:
 
 
 class KeptFile(ResumeFile):
-    """A resume file that is written to one folder and moved to another, which stays.
+    """Resume file that is written to one folder and moved to another that is kept.
 
-    Several experiments may have the same run at a time, and then the same state after each epoch:
-    each finds a whole file, whichever wrote it, and goes on without one that another has removed.
-    They never write to the same file, and none removes the folder that another moves its file to.
+    Several experiments may do the same run at once, with the same state after each epoch: each
+    finds a complete file, whichever wrote it, and carries on if another has removed it. They never
+    write to the same file, and none removes the folder that another moves its file to.
     """
 
     def __init__(self, path: Path, kept: Path) -> None:
@@ -40,18 +40,18 @@ class KeptFile(ResumeFile):
         self.kept = kept
 
     def save(self, groups: Mapping[str, State], numbers: Mapping[str, Any]) -> None:
-        """Replace the file by these named groups of tensors and JSON-able numbers."""
+        """Replace the file with these named groups of tensors and JSON-able numbers."""
         super().save(groups, numbers)
-        with suppress(OSError):  # training goes on all the same, and saves again
+        with suppress(OSError):  # training continues, and saves again later
             self.kept.parent.mkdir(exist_ok=True)
             self.path.replace(self.kept)
 
     def load(self) -> tuple[dict[str, State], dict[str, Any]] | None:
-        """What was saved last, or None where there is nothing (or nothing readable)."""
+        """The state saved last, or None if there is none or it is unreadable."""
         return ResumeFile(self.kept).load()
 
     def remove(self) -> None:
         """Forget the run: it has finished."""
         super().remove()
-        with suppress(OSError):  # there is none, or no such folder
+        with suppress(OSError):  # no such file or folder
             self.kept.unlink()

@@ -1,4 +1,4 @@
-"""What has changed since stages read it: dvc.lock, which DVC writes, says what they read."""
+"""Inputs that changed since stages read them, according to DVC's dvc.lock."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def changed_since(lock: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
-    """Parameters, by dotted name, and files of other stages that some stage read otherwise.
+    """Parameters (dotted names) and stage outputs that differ from what some stage read.
 
     Args:
         lock: the content of dvc.lock.
-        params: that of params.yaml.
+        params: the content of params.yaml.
     """
     stages = lock["stages"].values()
     written = {out["path"]: out.get("md5") for stage in stages for out in stage.get("outs", [])}
@@ -27,14 +27,14 @@ def changed_since(lock: Mapping[str, Any], params: Mapping[str, Any]) -> list[st
 
 
 def _at(tree: Any, name: str) -> Any:
-    """The entry of a tree that has this dotted name; None if there is none."""
+    """The entry with this dotted name in a tree; None if there is none."""
     for key in name.split("."):
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
 def plain(value: Any) -> Any:
-    """A tree in which numbers are numbers, truths truths and nothing nothing, however written."""
+    """Normalise numbers, booleans and null in a tree, however they are written."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):

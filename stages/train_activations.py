@@ -1,4 +1,4 @@
-"""Stage train_activations: the network with quantized weights and quantized activations.
+"""Stage train_activations: train with quantized weights and quantized activations.
 
 Reads data/prepared, checkpoints/fp.safetensors, checkpoints/weights.safetensors,
 checkpoints/activation_clusters.json,
@@ -31,7 +31,7 @@ from stages.training import train_stage
 
 
 def main(params: Params) -> None:
-    """Quantize the activations at `activations.bits` and train; `full` passes the network on."""
+    """Quantize the activations to `activations.bits` and train; `full` passes the network on."""
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(WEIGHTS, runtime.device)
     prepared_like(checkpoint.dataset)
@@ -42,7 +42,7 @@ def main(params: Params) -> None:
     }
     insert_quantizers(checkpoint.model, activations=found)
     if rank() == 0:
-        # Before the training: what fails after it, DVC runs again from the start.
+        # Before training: if something fails afterwards, DVC runs the stage again from the start.
         draw_clusters(METRICS / "train_activations" / "pictures", clusters)
     train_stage(
         "activations",
@@ -57,7 +57,7 @@ def main(params: Params) -> None:
 
 
 def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[str, Any]:
-    """By site: the histogram and the clusters from which activations are quantized."""
+    """For each site, the histogram and the clusters from which its quantizer starts."""
     bits = params.activations.bits
     if bits == "full":
         return {}
@@ -74,7 +74,7 @@ def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[
     if list(found) != sites:
         raise UserError(
             f"activations.sites is {params.activations.sites}, model.keep is "
-            f"{list(params.model.keep)}, and {ACTIVATION_CLUSTERS} was made for others; run "
+            f"{list(params.model.keep)}, and {ACTIVATION_CLUSTERS} was made for other values; run "
             "`dvc repro cluster`"
         )
     return found

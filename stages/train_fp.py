@@ -1,4 +1,4 @@
-"""Stage train_fp: the full-precision network, which later phases start from and learn from.
+"""Stage train_fp: train the full-precision network that later phases start and learn from.
 
 Reads data/prepared, the file in model.pretrained if there is one,
 and of params.yaml: seed, augment, model.name, model.pretrained, fp, data.bad_images, runtime.
@@ -15,7 +15,7 @@ from qnet.checkpoint import Checkpoint, check_rebuilt
 from qnet.data import load_info
 from qnet.errors import UserError
 from qnet.models import build_model
-from qnet.models.pretrained import STARTS_ANEW, is_file, load_pretrained
+from qnet.models.pretrained import RANDOM_HEAD, is_file, load_pretrained
 from qnet.params import Params
 from qnet.runtime import seed_for, start
 from stages.ahead import check_ahead
@@ -25,7 +25,7 @@ from stages.training import train_stage
 
 
 def main(params: Params) -> None:
-    """Train the network that `model` names as `fp` says, from random or pretrained weights."""
+    """Train the network named by `model` as `fp` says, from random or pretrained weights."""
     runtime = start(params.runtime)
     info = load_info(PREPARED)
     for name in ("name", "size", "channels"):
@@ -42,7 +42,7 @@ def main(params: Params) -> None:
     pretrained = params.model.pretrained
     for note in load_pretrained(model, pretrained, name=params.model.name):
         print(f"train_fp: {note}")
-        if STARTS_ANEW in note and params.fp.epochs == 0:
+        if RANDOM_HEAD in note and params.fp.epochs == 0:
             raise UserError(f"fp.epochs is 0, and {note}; set it above 0, or that layer is random")
     inputs = [Path(pretrained)] if is_file(pretrained) else []
     checkpoint = Checkpoint(model, params.model.name, info)

@@ -1,4 +1,4 @@
-"""Stage train_weights: the network with quantized weights and full-precision activations.
+"""Stage train_weights: train with quantized weights and full-precision activations.
 
 Reads data/prepared, checkpoints/fp.safetensors, checkpoints/weight_clusters.json,
 and of params.yaml: seed, augment, weights, data.bad_images, runtime.
@@ -23,7 +23,7 @@ from stages.training import train_stage
 
 
 def main(params: Params) -> None:
-    """Quantize the weights at `weights.levels` and train; `full` passes the network on."""
+    """Quantize the weights to `weights.levels` and train; `full` passes the network on."""
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(FP, runtime.device)
     info = prepared_like(checkpoint.dataset)
@@ -39,7 +39,7 @@ def main(params: Params) -> None:
     if made_for != (set() if levels is None else {levels.values}):
         raise UserError(
             f"weights.levels is {params.weights.levels}, and {WEIGHT_CLUSTERS} was made for "
-            "others; run `dvc repro cluster`"
+            "other levels; run `dvc repro cluster`"
         )
     with reading(WEIGHT_CLUSTERS):
         insert_quantizers(checkpoint.model, weights=found)

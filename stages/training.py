@@ -1,4 +1,4 @@
-"""What the three training stages share: train with resume, score once on test, write the outs."""
+"""Code shared by the three training stages: train or resume, score once on test, write outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stages.data import evaluation_images, training_data
 from stages.logs import Log, bar, write_confusion, write_curves
 from stages.resuming import resume_file
 
-# What the run of a section reads of other sections than its own, `seed` and `augment`.
+# Parameters that training a section reads besides its own, `seed` and `augment`.
 READS: dict[str, dict[str, set[str]]] = {
     "fp": {"model": {"name", "pretrained"}},
     "weights": {},
@@ -43,17 +43,17 @@ def train_stage(
     teacher: Path | None = None,
     train: bool = True,
 ) -> None:
-    """Train the network of `checkpoint`, score it, and write checkpoint, metrics and curves.
+    """Train and score the network of `checkpoint`; write checkpoint, metrics and curves.
 
     Args:
-        section: that of the stage train_<section> in params.yaml.
+        section: the section in params.yaml of the stage train_<section>.
         params: all of params.yaml.
         checkpoint: the network to train, on the device of `runtime`.
-        runtime: the device and its arithmetic.
-        out: where the trained checkpoint goes.
-        inputs: files, beside the prepared data, that the result depends on.
+        runtime: the device and its precision.
+        out: file for the trained checkpoint.
+        inputs: files, besides the prepared data, that the result depends on.
         teacher: checkpoint of the network to distil from, if the section asks for it.
-        train: False to pass the network on as it is.
+        train: False to pass the network on unchanged.
     """
     stage = f"train_{section}"
     settings: TrainingParams = getattr(params, section)
@@ -93,8 +93,8 @@ def _write_scores(
     runtime: Runtime,
     history: History,
 ) -> None:
-    """Score the final network in float32, as it is deployed; no other step looks at test images,
-    unless they choose the epoch."""
+    """Score the final network in float32, as it is deployed; no other step sees test images, unless
+    they choose the epoch."""
     exact = replace(runtime, mixed=False)
     test, validation = (
         evaluation_images(split, params, checkpoint.dataset, exact)
@@ -125,7 +125,7 @@ def _write_scores(
 def _key(
     params: Params, section: str, architecture: str, runtime: Runtime, inputs: Sequence[Path]
 ) -> str:
-    """A name for everything that the run of this section depends on."""
+    """Key that identifies everything that training this section depends on."""
     own = {"seed": True, "augment": True, section: True}
     used = params.model_dump(include={**own, **READS[section]})
     used["mixed"] = runtime.mixed

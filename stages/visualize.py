@@ -1,4 +1,4 @@
-"""Pictures of what a checkpoint's quantizers do: `python -m stages.visualize --help`."""
+"""Draw what a checkpoint's quantizers do: `python -m stages.visualize --help`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from stages.logs import bar
 from stages.pictures import coarse, draw_panels, draw_quantizer
 
 Seen = tuple[Histogram, Tensor]
-"""What a quantizer is given, and how often it gives each level."""
+"""A quantizer's inputs, and how often it outputs each level."""
 
 
 def main() -> None:
-    """Draw what each quantizer of a checkpoint is given and what it gives, and all on one page."""
+    """Draw the inputs and outputs of each quantizer of a checkpoint, and an overview."""
     arguments = _arguments()
     params = load_params()
     path = arguments.checkpoint or _newest()
@@ -37,11 +37,11 @@ def main() -> None:
     checkpoint = load_checkpoint(path, runtime.device)
     found = dict(quantizers(checkpoint.model))
     if not found:
-        raise UserError(f"{path} has no quantizers; give one that train_weights has written")
+        raise UserError(f"{path} has no quantizers; give one written by train_weights")
     if checkpoint.packed:
         raise UserError(
-            f"{path} is packed, without the weights that were quantized; give the file that it was "
-            "packed from"
+            f"{path} is packed, without its unquantized weights; give the file that it was packed "
+            "from"
         )
     weights = {name: q for name, q in found.items() if name.endswith(".weight_quantizer")}
     seen = {name: _look_at_weight(checkpoint, name, q) for name, q in weights.items()}
@@ -68,7 +68,7 @@ def main() -> None:
             (counts / counts.sum()).tolist(),
         )
     draw_panels(arguments.output / "overview.png", panels, columns=math.ceil(len(panels) ** 0.5))
-    print(f"{path}: {len(seen) + 1} pictures in {arguments.output}")
+    print(f"{path}: {len(seen) + 1} images in {arguments.output}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -104,7 +104,7 @@ def _look_at_activations(
     params: Params,
     runtime: Runtime,
 ) -> dict[str, Seen]:
-    """Run `cluster.images` training images through the network, all of it quantized."""
+    """Run `cluster.images` training images through the quantized network."""
     count = min(prepared_like(checkpoint.dataset).counts["train"], params.cluster.images)
     batches = sample_images(params, checkpoint.dataset, runtime).ordered()
     size = sample_batch(checkpoint.dataset)
@@ -120,13 +120,13 @@ def _look_at_activations(
     for name, quantizer in activations.items():
         quantizer.register_forward_pre_hook(watch(name))
     images = (x for x, _ in bar(batches, -(-count // size), "look at activations"))
-    # Asked for at its quantizer, a ReLU's output is seen before it is quantized.
+    # Observed at its quantizer, a ReLU's output is seen before it is quantized.
     histograms = activation_histograms(checkpoint.model, list(activations), images)
     return {name: (histogram, counts[name]) for name, histogram in histograms.items()}
 
 
 def _level_counts(quantizer: Quantizer, values: Tensor) -> Tensor:
-    """How many of `values` go to each level: int64 [levels], on the CPU."""
+    """Count the `values` at each level: int64 [levels], on the CPU."""
     levels = torch.tensor(quantizer.level_set.values)
     lowest, highest = int(levels[0]), int(levels[-1])
     found = quantizer.integers(values).flatten().long() - lowest
@@ -134,7 +134,7 @@ def _level_counts(quantizer: Quantizer, values: Tensor) -> Tensor:
 
 
 def _panel(histogram: Histogram, quantizer: Quantizer) -> dict[str, Any]:
-    """What `stages.pictures` draws. Where there is an alpha for each channel: their mean."""
+    """Input for `stages.pictures`; an alpha for each channel is replaced by their mean."""
     now = Clusters(
         levels=quantizer.level_set,
         thresholds=tuple(quantizer.thresholds.tolist()),

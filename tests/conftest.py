@@ -1,4 +1,4 @@
-"""What the tests share: sections of params.yaml with a few values changed, and tiny data."""
+"""Fixtures shared by the tests: sections of params.yaml with some values changed, tiny data."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ LONG = ("test_readme.py", "test_pipeline.py", "test_distributed.py", "test_bench
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, or one process is left with them in the end."""
+    """Run the longest files first, so that no process is left with them at the end."""
     items.sort(key=lambda item: (*LONG, item.path.name).index(item.path.name))
 
 
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 settings.register_profile(
     "repeatable",
     derandomize=True,
-    deadline=None,  # a busy machine is no failure
+    deadline=None,  # a busy machine must not cause failures
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
@@ -36,8 +36,8 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(autouse=True)
 def _alone() -> Iterator[None]:
-    """A test starts with the same random numbers whichever ran before it, and leaves what is set
-    for the whole process as it was."""
+    """Start each test with the same random numbers, whichever ran before, and restore process-wide
+    settings afterwards."""
     torch.manual_seed(0)
     compiled, threads = qnet.fused.uses_compiled(), torch.get_num_threads()
     fill = torch.utils.deterministic.fill_uninitialized_memory
@@ -77,7 +77,7 @@ def _changed(section: Section) -> Callable[..., Section]:
 
 @pytest.fixture
 def tiny_info() -> DatasetInfo:
-    """A data set of 3 classes, 8 × 8 pixels, one channel."""
+    """Data set of 3 classes, 8 × 8 pixels, one channel."""
     return DatasetInfo(
         name="tiny",
         classes=("a", "b", "c"),
@@ -92,7 +92,7 @@ def tiny_info() -> DatasetInfo:
 
 @pytest.fixture
 def tiny_split() -> Callable[[int, int], Split]:
-    """`count` images of noise on which a bright band tells the class."""
+    """`count` noise images on which a bright band marks the class."""
 
     def split(count: int, seed: int) -> Split:
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Checkpoint files as they should not be."""
+"""Invalid checkpoint files."""
 
 import json
 from collections.abc import Callable

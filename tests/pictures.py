@@ -17,7 +17,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_picture(path: Path, label: int, number: int) -> None:
-    """The given digit of a class, larger, and not square."""
+    """Write the given digit of a class, enlarged and not square."""
     images, targets = _digits()
     digit = Image.fromarray(images[np.flatnonzero(targets == label)[number]])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def write_picture(path: Path, label: int, number: int) -> None:
 
 
 def write_tree(root: Path, train: int = 12, val: int = 4, flat: bool = False) -> Path:
-    """train/<wnid>/ with so many pictures each, and val/<wnid>/, or val/ and both lists."""
+    """Write train/<wnid>/ with this many images each, and val/<wnid>/, or val/ and both lists."""
     lists: dict[str, list[str]] = {"train": [], "val": []}
     for label, wnid in enumerate(WNIDS):
         for number in range(train):
@@ -45,5 +45,5 @@ def write_tree(root: Path, train: int = 12, val: int = 4, flat: bool = False) ->
 
 
 def corrupt(path: Path) -> None:
-    """Cut a picture in half, as an interrupted download does."""
+    """Cut an image file in half, as an interrupted download does."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

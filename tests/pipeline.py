@@ -1,4 +1,4 @@
-"""A folder in which stages run: params.yaml for a small experiment, and a way to start a stage."""
+"""Helpers to run stages in a folder: params.yaml for a small experiment, starting a stage."""
 
 import io
 import os
@@ -47,7 +47,7 @@ def write_params(folder: Path, **changes: Any) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
-# Ends a stage by signal 9 at the end of so many more epochs.
+# Ends a stage by signal 9 after this many more epochs.
 _KILLED = """
 import os, runpy, sys
 from stages.logs import Log
@@ -67,12 +67,12 @@ runpy.run_module(stage, run_name="__main__", alter_sys=True)
 
 
 def start(stage: str, folder: Path) -> "subprocess.Popen[str]":
-    """Start `python -m stages.<stage>` in `folder`, as DVC does: seconds of imports."""
+    """Start `python -m stages.<stage>` in `folder`, as DVC does; importing takes seconds."""
     return _start(folder, "-m", f"stages.{stage}")
 
 
 def kill_after(stage: str, folder: Path, epochs: int) -> None:
-    """Run a training stage that is killed (signal 9) at the end of so many more epochs."""
+    """Run a training stage that is killed (signal 9) after this many more epochs."""
     process = _start(folder, "-c", _KILLED, str(epochs), f"stages.{stage}")
     output = process.communicate(timeout=240)[0]
     assert process.returncode == -signal.SIGKILL, output
@@ -90,7 +90,7 @@ def _start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def run(stage: str, folder: Path, *arguments: str, status: int = 0) -> str:
-    """Run a stage, or a tool, in this process, check its exit status, and give what it printed."""
+    """Run a stage or tool in this process, check its exit status, and return its output."""
     module = import_module(f"stages.{stage}")
     output = io.StringIO()
     found = 0
@@ -112,7 +112,7 @@ def run(stage: str, folder: Path, *arguments: str, status: int = 0) -> str:
 
 @contextmanager
 def chdir(folder: Path) -> Iterator[None]:
-    """Work in `folder` for a while (contextlib has it from Python 3.11)."""
+    """Change to `folder` for a while (contextlib has this from Python 3.11)."""
     before = Path.cwd()
     os.chdir(folder)
     try:

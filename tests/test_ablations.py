@@ -21,7 +21,7 @@ TABLE = [cells for _, cells in rows("ablation")]
 
 
 def command(text: str) -> list[str]:
-    """The overrides in the code of a cell."""
+    """The overrides in the code of a table cell."""
     found = re.match(r"`(-S [^`]+)`", text)
     assert found is not None, text
     return shlex.split(found[1].replace("-S ", ""))
@@ -40,7 +40,7 @@ def value(params: Params, name: str) -> object:
 
 
 def starts(params: Params) -> list[dict[str, object]]:
-    """Where quantizers of two layers start, from random weights and activations."""
+    """Initial quantizers of two layers, from random weights and activations."""
     found = []
     generator = torch.Generator().manual_seed(0)
     for levels, rule in (
@@ -82,5 +82,5 @@ def test_another_start_is_another_start(overrides, tmp_path):
     changed, *beside = overrides
     before = overridden(beside, tmp_path) if beside else load_params(RECIPE)
     assert starts(overridden(overrides, tmp_path)) != starts(before)
-    if beside:  # and alone it would have changed nothing
+    if beside:  # it would change nothing alone
         assert starts(overridden([changed], tmp_path)) == starts(load_params(RECIPE))

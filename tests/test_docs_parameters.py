@@ -1,4 +1,4 @@
-"""docs/parameters.md describes what params.yaml and dvc.yaml say: every parameter, and no other."""
+"""docs/parameters.md describes every parameter of params.yaml and dvc.yaml, and no other."""
 
 import re
 from collections import Counter
@@ -28,7 +28,7 @@ SECTIONS = {name.rpartition(".")[0] for name in PARAMETERS} - {""}
 
 
 def rows(title: str) -> list[tuple[str, list[str]]]:
-    """Heading and cells of each row of the tables whose first column has this title."""
+    """Section heading and cells of each row of the tables whose first column has this title."""
     heading, inside, found = "", False, []
     for line in PAGE.splitlines():
         if line.startswith("#"):
@@ -48,7 +48,7 @@ def code(text: str) -> list[str]:
 
 
 def described() -> list[str]:
-    """The parameters of the page: a row stands for each of the sections in its heading."""
+    """Parameters on the page; a row counts once for each section in its heading."""
     names = []
     for heading, cells in rows("name"):
         (name,) = code(cells[0])
@@ -71,7 +71,7 @@ def test_every_parameter_that_is_mentioned_exists(page):
     dotted = set(re.findall(rf"(?<![\w/.-])(?:{sections})(?:\.[a-z_]+)+", text))
     assert len(dotted) > 5
     assert sorted(dotted - set(PARAMETERS) - SECTIONS) == []
-    # `forward: soft` may stand without its section.
+    # `forward: soft` may be written without its section.
     short = {part for name in PARAMETERS for part in (name, name.rpartition(".")[2])}
     assert sorted(set(re.findall(r"`([a-z_.]+): [^`]+`", text)) - short) == []
 
@@ -86,7 +86,7 @@ def readers(name: str) -> set[str]:
 
 
 def later(stages: set[str]) -> set[str]:
-    """These stages and all that read, directly or not, what they write."""
+    """These stages and all that read their outputs, directly or indirectly."""
     written = {out for stage in stages for out in STAGES[stage]["outs"]}
     more = {stage for stage, content in STAGES.items() if written & set(content["deps"])}
     return stages if more <= stages else later(stages | more)

@@ -1,4 +1,4 @@
-"""A stage runs again, and does not go on where it was killed, when what shapes its outs changed."""
+"""A stage runs again, and does not resume, when something that shapes its outputs has changed."""
 
 import ast
 
@@ -10,12 +10,12 @@ from tests.pipeline import ROOT, STAGES
 
 CONTENT = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DEPS = {name: content["deps"] for name, content in CONTENT.items()}
-NO_OUT = {"ahead", "resuming"}  # refuse mistakes, and keep what a killed run goes on from
-PREPARE = {"common", "logs"}  # its paths and its bar
+NO_OUT = {"ahead", "resuming"}  # refuse mistakes, and keep the state to resume from
+PREPARE = {"common", "logs"}  # its paths and its progress bar
 
 
 def imported(module: str) -> set[str]:
-    """This module of `stages` and all that it imports of them, directly or not."""
+    """This module of `stages` and those it imports, directly or indirectly."""
     tree = ast.parse((ROOT / "stages" / f"{module}.py").read_text(encoding="utf-8"))
     found = {module}
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""The recipes of our own rows: each command trains its W/A, and the two differ in epochs only."""
+"""Recipes of our own rows: each command trains its W/A, and the two differ only in epochs."""
 
 import re
 import shlex
@@ -36,7 +36,7 @@ def test_they_differ_in_epochs_only_and_are_the_defaults():
 
 
 def timeless(params: Params) -> Params:
-    """The parameters without data set, batch size and epochs."""
+    """The parameters, except data set, batch size and epochs."""
     sections = {
         name: getattr(params, name).model_copy(update={"epochs": 0, "batch_size": 1})
         for name in ("fp", "weights", "activations")

@@ -1,4 +1,4 @@
-"""The library stands alone: it imports without what only the pipeline needs."""
+"""The library can be imported without the packages that only the pipeline needs."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every command and every line of Python in README.md works, in a clone, on a small experiment."""
+"""Every command and line of Python in README.md works in a clone, on a small experiment."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from tests.pipeline import ROOT, write_params
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_HERE = ("make ", "cp recipes/", "source ", "tensorboard ", "git clone ", "cd ")
-# make: would call this test; recipes: need a download; the others do nothing that lasts.
+# make: would call this test; recipes: need a download; the others have no lasting effect.
 
 
 def blocks(language: str) -> list[str]:
@@ -23,14 +23,14 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """The lines that a reader types, without their comments."""
+    """Lines that a reader types, without comments."""
     lines = [line.split(" #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith(NOT_HERE)]
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """A clone of what is committed and not, with quick parameters, committed."""
+    """A clone that includes uncommitted changes, with quick parameters, all committed."""
     folder = tmp_path_factory.mktemp("readme") / "clone"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -54,7 +54,7 @@ def clone(tmp_path_factory) -> Path:
 
 
 def shell(command: str, folder: Path) -> str:
-    """Run a command as a reader would and give what it prints."""
+    """Run a command as a reader would, and return its output."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -85,7 +85,7 @@ def test_every_command_works(clone):
 
 
 def wait_for_queue(clone: Path) -> None:
-    """Until nothing is queued or running; then all of it must have succeeded."""
+    """Wait until nothing is queued or running, and check that all experiments succeeded."""
     end = time.monotonic() + 300
     while True:
         status = shell("dvc queue status", clone)

@@ -1,4 +1,4 @@
-"""Every recipe is a whole params.yaml, its phases run, and its commands say what they are for."""
+"""Every recipe is a complete params.yaml, its phases run, and its commands match its table."""
 
 import json
 import re
@@ -42,7 +42,7 @@ COMMANDS = [
 
 
 def table(first: str) -> dict[str, dict[str, str]]:
-    """The table in docs/method.md whose first column has this title: rows by title, then column."""
+    """Table in docs/method.md whose first column has this title, by row title and column."""
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     found = re.search(rf"^\| {re.escape(first)} \|.*\|$\n(?:^\|.*\|$\n)+", text, re.M)
     assert found is not None, first
@@ -56,7 +56,7 @@ def table(first: str) -> dict[str, dict[str, str]]:
 
 
 def published(recipe: Path) -> dict[str, float]:
-    """Top-1 by W/A that docs/method.md has for the network and the images in a recipe's head."""
+    """Top-1 by W/A in docs/method.md for the network and data set in a recipe's head."""
     title = recipe.read_text(encoding="utf-8").split(" as the ")[0].removeprefix("# ")
     network, _, images = title.partition(" on ")
     row: dict[str, str] = {}
@@ -123,12 +123,12 @@ def test_what_the_fork_trains_in_full_precision(name, row, title, tmp_path):
 
 
 def decays(params: TrainingParams) -> str:
-    """The epochs after which the learning rate falls, as the fork counts them, from 0."""
+    """Epochs after which the learning rate falls, counted from 0 as in the fork."""
     return ", ".join(str(epoch - 1) for epoch in params.decay_epochs)
 
 
 def overridden(recipe: Path, overrides: list[str], folder: Path) -> Params:
-    """The parameters that `dvc exp run -S` makes of a recipe."""
+    """Parameters that `dvc exp run -S` makes of a recipe."""
     path = Path(shutil.copy(recipe, folder / "params.yaml"))
     if overrides:
         apply_overrides(path, overrides)
@@ -141,13 +141,13 @@ def tiny(split: Split) -> Split:
 
 @pytest.fixture(scope="module")
 def raw() -> Raw:
-    """A few digits, in colour."""
+    """A few colour images of digits."""
     digits = load_source("digits", "", size=SIZE, channels=3)
     return Raw(digits.name, digits.classes, tiny(digits.train), tiny(digits.test), digits.flip)
 
 
 def shorten(path: Path) -> None:
-    """Two steps for each phase: two epochs of one batch, with the decay between them."""
+    """Shorten each phase to two steps: two epochs of one batch, with the decay between them."""
     tree = yaml.safe_load(path.read_text())
     short: dict[str, Any] = {"epochs": 2, "warmup_epochs": 0, "batch_size": IMAGES // 3 * 2}
     for section in SECTIONS:
@@ -156,9 +156,9 @@ def shorten(path: Path) -> None:
             tree[section]["decay_epochs"] = [1]
     tree["activations"]["frozen_epochs"] = min(1, tree["activations"]["frozen_epochs"])
     tree["runtime"] |= {"threads": 1, "precision": "float32", "device": "cpu"}
-    if tree["data"]["name"] == "imagenet":  # the network is too large for a test, and far away
+    if tree["data"]["name"] == "imagenet":  # too large for a test, and a download
         tree["model"] |= {"name": "tests.tiny:network", "pretrained": "none"}
-    tree["data"] |= {"name": "digits", "size": SIZE, "channels": 3}  # what is prepared below
+    tree["data"] |= {"name": "digits", "size": SIZE, "channels": 3}  # as prepared below
     path.write_text(yaml.safe_dump(tree))
 
 
@@ -167,7 +167,7 @@ def test_two_steps_of_every_phase(recipe, raw, tmp_path, monkeypatch):
     params = Path(shutil.copy(recipe, tmp_path / "params.yaml"))
     shorten(params)
     monkeypatch.setattr(stages.cluster, "BITS", [load_params(params).activations.bits])
-    for module in (stages.cluster, stages.train_activations):  # half of the time
+    for module in (stages.cluster, stages.train_activations):  # it takes half of the time
         monkeypatch.setattr(module, "draw_clusters", lambda *arguments: None)
 
     save_prepared(tmp_path / "data/prepared", *prepare(raw, validation=0.1, seed=0))

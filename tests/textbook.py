@@ -1,4 +1,4 @@
-"""The quantizer's formula written plainly, one level at a time, and values to try it on."""
+"""Plain version of the quantizer's formula, one level at a time, and values to test it on."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def halfway(levels: LevelSet) -> Tensor:
 
 
 def uneven(levels: LevelSet) -> Tensor:
-    """Thresholds that no arithmetic progression gives."""
+    """Thresholds that are not an arithmetic progression."""
     return halfway(levels) + 0.2 * torch.sin(torch.arange(len(levels.steps)) + 1.0)
 
 
 def values_for(levels: LevelSet, *shape: int) -> Tensor:
-    """Values over the whole range of the levels and somewhat beyond, in float64."""
+    """Values over the whole range of the levels and slightly beyond, in float64."""
     low, high = levels.values[0] - 1.5, levels.values[-1] + 1.5
     generator = torch.Generator().manual_seed(7)
     return low + (high - low) * torch.rand(shape, dtype=torch.float64, generator=generator)

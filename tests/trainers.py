@@ -14,7 +14,7 @@ from tests.tiny import network
 AB = ("alpha", "beta")
 ALPHA, BETA = 0.08, 12.0  # so that the smallest third of the weights becomes 0
 CPU = Runtime(torch.device("cpu"), mixed=False)
-META = Runtime(torch.device("meta"), mixed=False)  # shapes only: no number of it can be read
+META = Runtime(torch.device("meta"), mixed=False)  # shapes only: its numbers cannot be read
 WHOLE = Runtime(torch.device("cpu"), mixed=False, compile_network=True)
 
 
@@ -41,11 +41,11 @@ def trainer(kind, params, data, runtime=CPU, **options):
 
 
 class Killed(BaseException):
-    """Stands for the end of a process."""
+    """Stand-in for the end of a process."""
 
 
 def soft_weights(settings, data):
-    """A trainer with soft weights whose gradient follows T: all that freezing has to undo."""
+    """Trainer with soft weights whose gradient follows T: everything that freezing must undo."""
     model = model_of("activations")
     for *_, quantizer in quantized_weights(model):
         quantizer.backward_temperature = "exact"
@@ -54,7 +54,7 @@ def soft_weights(settings, data):
 
 
 def weight_parameters(run):
-    """Copies of the quantized weights, their alpha and beta; the rest of the network."""
+    """Copies of the quantized weights, alpha and beta; copies of the rest of the network."""
     names = [f"{n}.{p}" for n in "36" for p in ("weight", *map("weight_quantizer.".__add__, AB))]
     parameters = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     return {name: parameters.pop(name) for name in names}, parameters

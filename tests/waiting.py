@@ -1,4 +1,4 @@
-"""What a host must not do while a device works."""
+"""Check that the host does not wait while a device works."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what makes the host wait: numbers read from a device, or copied to it."""
+    """Refuses operations that make the host wait: reading from a device or copying to it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func is not torch.ops.aten._local_scalar_dense.default

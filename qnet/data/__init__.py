@@ -1,8 +1,9 @@
-"""Data sets: from files of any kind to batches on the device.
+"""Data sets, from files of any kind to batches on the device.
 
 `sources` reads a data set as published, `splits` holds out validation images, `prepared` writes and
-reads the result, `batches` trains from it. Where the images do not fit in memory, `imagenet` lists
-them, `manifest` writes and reads the listing, and `streamed` trains from it; `opening` chooses.
+reads the result, and `batches` makes batches of it. If the images do not fit in memory, `imagenet`
+lists them, `manifest` writes and reads the listing, and `streamed` makes batches of it. `opening`
+chooses between the two.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Batches cut, mirrored and normalised on the device that trains.
+"""Batches that are cropped, mirrored and normalised on the training device.
 
-The images stay on the device as bytes. A batch is one gather: for each pixel of the output it is
-known which pixel of the padded image it comes from, and a random crop and a mirror image are
-nothing but another choice of that pixel. Random crops after zero padding, and mirroring, are those
-of He et al., *Deep Residual Learning for Image Recognition* (2016), section 4.2.
+The images stay on the device as bytes. A batch is a single gather: each output pixel comes from a
+known pixel of the padded image, and random crops and mirroring only change which one. Random crops
+after zero padding, and mirroring, follow He et al., *Deep Residual Learning for Image Recognition*
+(2016), section 4.2.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from qnet.errors import UserError
 
 @dataclass(frozen=True)
 class Augment:
-    """How training images are varied.
+    """Augmentation of the training images.
 
     Attributes:
-        pad: black pixels added on each side before a crop of the original size is taken at random.
+        pad: black pixels added on each side before taking a random crop of the original size.
         flip: mirror each image with probability one half.
     """
 
@@ -35,7 +35,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Part:
-    """What one of several processes takes: of every batch to train on, of all images to score.
+    """Share of one of several processes: of each training batch, or of all images to score.
 
     Attributes:
         rank: the number of the process, from 0.
@@ -46,7 +46,10 @@ class Part:
     world: int = 1
 
     def of(self, start: int, stop: int) -> slice:
-        """Its part of these places; those of all make up the whole, and differ by one at most."""
+        """Slice of [start, stop) for this process.
+
+        The slices of all processes cover it, and their lengths differ by at most one.
+        """
         count = stop - start
         return slice(
             start + count * self.rank // self.world, start + count * (self.rank + 1) // self.world
@@ -57,11 +60,11 @@ WHOLE = Part()
 
 
 class BatchSource(Protocol):
-    """What trains and scores a network: `Batches`, or anything that gives batches as they do.
+    """Source of batches to train or score on: `Batches`, or anything with its interface.
 
     Attributes:
         name: of the split, for messages.
-        batch_size: images to a whole batch, of which this process may have a part only.
+        batch_size: images per batch, over all processes.
         waited: seconds that the last pass over the images spent waiting for them.
     """
 
@@ -86,8 +89,8 @@ class Normalise:
     """
 
     def __init__(self, info: DatasetInfo, width: int, device: torch.device | str) -> None:
-        # One multiplication and addition. Repeated along the width: rows of W·C numbers are added
-        # at full speed, rows of C are not.
+        # One multiplication and addition. Repeated along the width, because rows of W·C numbers are
+        # added at full speed, and rows of C are not.
         mean = torch.tensor(info.mean, dtype=torch.float64)
         std = torch.tensor(info.std, dtype=torch.float64)
         self._scale = (1 / (255 * std)).float().repeat(width, 1).to(device)  # [W, C]
@@ -99,7 +102,7 @@ class Normalise:
 
 
 class Batches:
-    """The images of a split on a device, in batches for training or in order for evaluation.
+    """Images of a split on a device, in batches for training or in order for evaluation.
 
     Batches are pairs of images, float32 [B, C, H, W] in the channels_last memory format, normalised
     by the mean and std of `info`, and labels, int64 [B].
@@ -107,17 +110,17 @@ class Batches:
     Args:
         split: images uint8 [N, C, H, W] with H = W, and labels.
         info: gives mean and std.
-        batch_size: images to a batch.
+        batch_size: images per batch.
         device: where the images are kept and the batches made.
-        augment: given for training images; `Augment(pad=0, flip=False)` leaves them as they are.
-        part: what this process takes of them. What it takes is the same as without the others.
+        augment: for training images; `Augment(pad=0, flip=False)` leaves them unchanged.
+        part: share of this process; its images are the same as in a single-process run.
         name: of the split, for messages.
 
     Raises:
-        UserError: if images to train on do not fill one batch.
+        UserError: if training images do not fill one batch.
     """
 
-    waited = 0.0  # they are there
+    waited = 0.0  # images in memory need no waiting
 
     def __init__(
         self,
@@ -157,10 +160,10 @@ class Batches:
         augment = self.augment or Augment(pad=0, flip=False)
         count, source, device = len(self._labels), generator.device, self._images.device
         order = torch.randperm(count, generator=generator, device=source)
-        room = 2 * augment.pad + 1  # places for a crop along a side
+        room = 2 * augment.pad + 1  # possible positions of a crop along a side
         starts = torch.randint(room, (2, count), generator=generator, device=source)
         mirrored = torch.randint(1 + augment.flip, (count,), generator=generator, device=source)
-        # Moved at once, so that between batches the host need not wait for the device.
+        # Moved in one go, so that the host need not wait for the device between batches.
         return self._augmented(order.to(device), starts.to(device), mirrored.bool().to(device))
 
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -183,16 +186,16 @@ class Batches:
 
 
 def require_full_batch(batch_size: int, count: int) -> None:
-    """Raise a `UserError` if so many images do not fill one batch."""
+    """Raise a `UserError` if this many images do not fill one batch."""
     if batch_size > count:
         raise UserError(
-            f"batch_size: {batch_size} is more than the {count} images to train on: choose at most "
+            f"batch_size: {batch_size} is more than the {count} training images: choose at most "
             f"{count}"
         )
 
 
 def crop(images: Tensor, starts: Tensor, mirrored: Tensor, pad: int) -> Tensor:
-    """Cut an image of the original size out of each padded image, and mirror some.
+    """Crop each padded image to its original size, and mirror some.
 
     Args:
         images: [B, S, S, C], channels last.

@@ -1,8 +1,8 @@
-"""A data set of one's own: a tree of image files, one folder per class.
+"""Custom data set: a tree of image files, one folder per class.
 
 `root/train/<class>/*` and `root/test/<class>/*` (or `val` in place of `test`), in any format PIL
-reads, at any depth below the class folder. Hidden files are passed over. Classes and files are
-taken in the order of their names, so the same tree gives the same arrays on every machine.
+reads, at any depth below the class folder. Hidden files are ignored. Classes and files are sorted
+by name, so the same tree gives the same arrays on every machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qnet.errors import UserError, one_line, some
 from qnet.memory import is_of_machine
 
 _LAYOUT = "train/<class>/ and test/<class>/ with images in them"
-SIZES = range(4, 4097)  # what data.size may be
+SIZES = range(4, 4097)  # allowed values of data.size
 _GRAY = ("1", "L", "LA")  # and I, I;16, ...: 16 bits
 
 T = TypeVar("T")
@@ -38,19 +38,19 @@ def load_image_folder(
 ) -> Raw:
     """Read a tree of images.
 
-    Without a size: the most common one in train (its shorter side, if not square). Without a number
-    of channels: gray if every training image is, else colour.
+    If no size is given, it is the most common one in train (its shorter side, if not square). If no
+    number of channels is given, it is gray if every training image is, else colour.
 
     Raises:
-        UserError: if the tree is not as above, its classes differ between train and test, a class
-            has no images, or an image cannot be read.
+        UserError: if the tree is not as described above, its classes differ between train and test,
+            a class has no images, or an image cannot be read.
     """
     train_folder, test_folder, notes = _halves(root)
     train, classes = _tree(train_folder)
     test, test_classes = _tree(test_folder)
     require_same_classes(classes, train_folder, test_classes, test_folder)
     if len(classes) < 2:
-        raise UserError(f"{train_folder}: has the one class {classes[0]}: at least two are needed")
+        raise UserError(f"{train_folder}: has only the class {classes[0]}: at least two are needed")
 
     paths = [*train.paths, *test.paths]
     heads = _survey(paths)
@@ -88,7 +88,7 @@ def load_class_folders(
     """Read the images in `folder/<class>/*`; labels are indices into `classes`.
 
     Returns:
-        The images, and what was done to them that their owner may want to know, one line each.
+        The images, and notes for their owner on what was done to them, one line each.
 
     Raises:
         UserError: if the class folders are not those of `classes`, a class has no images, or an
@@ -101,7 +101,7 @@ def load_class_folders(
 
 
 def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
-    """The images in `folder/<class>/*`, for a network that was trained on a listing.
+    """List the images in `folder/<class>/*`, for a network that was trained on a listing.
 
     Raises:
         UserError: if the class folders are not those of `classes`, or a class has no images.
@@ -113,7 +113,7 @@ def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
 
 
 def _of_classes(folder: Path, classes: Sequence[str]) -> tuple[_Files, Tensor]:
-    """The image files of a folder that has these class folders, and their labels."""
+    """Image files in the class folders of `folder`, which must be `classes`, and their labels."""
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder: give one that holds <class>/ with images")
     found = class_names(folder)
@@ -121,7 +121,7 @@ def _of_classes(folder: Path, classes: Sequence[str]) -> tuple[_Files, Tensor]:
     others = [name for name in found if name not in classes]
     if lacking or others:
         differences = [f"lacks {some(lacking)}"] if lacking else []
-        differences += [f"has {some(others)} besides"] if others else []
+        differences += [f"also has {some(others)}"] if others else []
         raise UserError(
             f"{folder}: {' and '.join(differences)}: it must hold one folder for each of the "
             f"{len(classes)} classes, with its name"
@@ -145,7 +145,7 @@ class _Head:
 
 
 def _halves(root: Path) -> tuple[Path, Path, list[str]]:
-    """The folders to train and to test on."""
+    """Training folder, test folder, and notes."""
     if not root.is_dir():
         where = "" if root.is_absolute() else f" in {Path.cwd()}"
         raise UserError(
@@ -162,8 +162,8 @@ def _halves(root: Path) -> tuple[Path, Path, list[str]]:
     return root / "train", both[0], notes
 
 
-def _tree(folder: Path, otherwise: str = "or do without the class") -> tuple[_Files, list[str]]:
-    """The image files below a folder of class folders, and the names of the classes."""
+def _tree(folder: Path, otherwise: str = "or remove the class") -> tuple[_Files, list[str]]:
+    """Image files below a folder of class folders, and the class names."""
     classes = class_names(folder)
     if not classes:
         raise UserError(f"{folder}: has no class folders: data.root must hold {_LAYOUT}")
@@ -184,8 +184,8 @@ def _tree(folder: Path, otherwise: str = "or do without the class") -> tuple[_Fi
 
 
 def _visible(folder: Path) -> list[Path]:
-    """The files and links below a folder, in the order of their names: links to nothing and to
-    folders too, which are not followed, so that no image goes missing without a word."""
+    """The files and links below a folder, sorted by name; links to folders, which are not followed,
+    and dangling ones are included, so that no image goes missing silently."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -224,14 +224,14 @@ def _notes(heads: Sequence[_Head], size: int, passed: Sequence[Path]) -> list[st
     if other:
         notes.append(
             f"{other} of {len(heads)} images are not {size}×{size}: scaled to it, and "
-            "cropped at the centre where not square"
+            "cropped at the centre if not square"
         )
     for reason, paths in (
-        ("their names are not those of images", [path for path in passed if not path.is_dir()]),
+        ("they are not named like images", [path for path in passed if not path.is_dir()]),
         ("links to folders are not followed", [path for path in passed if path.is_dir()]),
     ):
         if paths:
-            notes.append(f"passed over, as {reason}: {some([str(path) for path in paths])}")
+            notes.append(f"ignored, as {reason}: {some([str(path) for path in paths])}")
     return notes
 
 
@@ -247,7 +247,7 @@ def _read_all(
 
 
 def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
-    """What `use` makes of an image file."""
+    """Open an image file and return what `use` makes of it."""
     try:
         with Image.open(path) as image:
             return use(image)

@@ -23,10 +23,10 @@ def find_idx(folder: Path, name: str) -> Path | None:
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """An array of unsigned bytes with so many dimensions.
+    """Read an array of unsigned bytes with this many dimensions.
 
     Raises:
-        UserError: if the file cannot be read, is truncated, or holds something else.
+        UserError: if the file cannot be read, is truncated, or has other content.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -45,6 +45,4 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _damaged(path: Path, reason: str) -> UserError:
-    return UserError(
-        f"{path}: damaged ({reason}): delete it, then download it again or copy it anew"
-    )
+    return UserError(f"{path}: damaged ({reason}): delete it, then download or copy it again")

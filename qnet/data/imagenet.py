@@ -1,12 +1,12 @@
-"""ImageNet as it is published: a tree of pictures, listed and not read.
+"""ImageNet as published: a tree of images, listed but not read.
 
-`root/train/<wnid>/*.JPEG` with either `root/val/<wnid>/*.JPEG`, or a flat `root/val/` and the lists
-of Caffe beside it, `train.txt` and `val.txt`: a name below train/ or val/ and a label to a line.
-Without `train.txt` the labels are the places of the class folders in the order of their names, as
-they are in Caffe's lists too. The official validation pictures are the test split.
+`root/train/<wnid>/*.JPEG` with either `root/val/<wnid>/*.JPEG`, or a flat `root/val/` and Caffe's
+lists beside it, `train.txt` and `val.txt`: one line for each image, with its name below train/ or
+val/ and its label. Without `train.txt`, labels number the class folders in the order of their
+names, as Caffe's lists do. The official validation images are the test split.
 
-Only names and sizes are looked at, so that a million pictures take less than a minute; one that
-cannot be read is found while training.
+Only names and sizes are read, so a million images take less than a minute; an unreadable image is
+found only while training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qnet.errors import UserError, some
 
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the training pictures: what nearly every published ImageNet network was trained with."""
+"""Of the training images; nearly every published ImageNet network was trained with these."""
 
 _SUFFIXES = (b".jpeg", b".jpg", b".png")
 _LAYOUT = (
@@ -45,21 +45,21 @@ def prepare_imagenet(
     seed: int,
     progress: Progress | None = None,
 ) -> tuple[DatasetInfo, dict[str, Listing], list[str]]:
-    """List the pictures, hold out validation pictures as `prepare` does, and describe the data set.
+    """List the images, hold out validation images as `prepare` does, and describe the data set.
 
     Args:
         root: folder of train/ and val/.
-        size: side in pixels that the pictures are cropped to; None: 224.
-        channels: 3, or None for the same.
-        validation: share of each class of the training pictures that is held out.
-        seed: of the choice and of the order.
-        progress: told how many files are listed, of how many there seem to be.
+        size: side in pixels that the images are cropped to; None: 224.
+        channels: 3, or None, which means 3.
+        validation: share of each class of the training images that is held out.
+        seed: for the choice of images and their order.
+        progress: called with the number of files listed so far and an estimate of all.
 
     Returns:
         The description, a listing for each split, and notes for the owner, one line each.
 
     Raises:
-        UserError: if the tree or a list is not as above.
+        UserError: if the tree or a list is not as described above.
     """
     if channels == 1:
         raise UserError("data.channels: 1 is not possible with imagenet: set it to 3 or auto")
@@ -81,16 +81,16 @@ def prepare_imagenet(
 
 @dataclass
 class _Files:
-    """Pictures below a folder, in the order in which they were found."""
+    """Images below a folder, in the order in which they were found."""
 
     folder: Path
     names: list[bytes] = field(default_factory=list)  # relative to the folder
     sizes: array[int] = field(default_factory=lambda: array("q"))
     labels: array[int] = field(default_factory=lambda: array("q"))
-    passed: list[bytes] = field(default_factory=list)  # not pictures
+    passed: list[bytes] = field(default_factory=list)  # not images
 
     def add(self, below: str, label: int) -> None:
-        """List the pictures right in a folder below `folder`."""
+        """List the images directly in the folder `below`, relative to `folder`."""
         prefix = os.fsencode(f"{below}/" if below else "")
         try:
             with os.scandir(os.fsencode(self.folder / below)) as entries:
@@ -100,7 +100,7 @@ class _Files:
                     if not entry.name.startswith(b".")
                     and (entry.is_file() or (entry.is_symlink() and not entry.is_dir()))
                 )
-        except OSError as error:  # a link to nothing is one, so that no picture goes missing
+        except OSError as error:  # includes dangling links, so that no image goes missing
             raise unlisted(error) from error
         for name, size in found:
             if name.lower().endswith(_SUFFIXES):
@@ -113,7 +113,7 @@ class _Files:
     def listing(
         self, places: np.ndarray | None = None, labels: np.ndarray | None = None
     ) -> Listing:
-        """All pictures, or those at `places` with other labels, named from the root."""
+        """All images, or those at `places` with other labels, named relative to the root."""
         prefix = os.fsencode(f"{self.folder.name}/")
         paths = np.array([prefix + name for name in self.names])
         sizes = np.array(self.sizes, dtype=np.int64)
@@ -127,7 +127,7 @@ class _Files:
 def _find(
     root: Path, progress: Progress | None
 ) -> tuple[Sequence[str], Listing, Listing, list[str]]:
-    """Classes, training and test pictures, and notes."""
+    """Classes, training and test images, and notes."""
     for folder in (root, root / "train", root / "val"):
         if not folder.is_dir():
             where = "is not a folder" if folder == root else f"has no folder {folder.name}"
@@ -151,10 +151,10 @@ def _find(
     test = _scan(root / "val", test_classes, progress, len(train.names), total)
     notes = []
     if passed := [*train.passed, *test.passed]:
-        notes.append(f"{len(passed)} files are not pictures and were passed over, such as "
+        notes.append(f"{len(passed)} files are not images and were ignored, such as "
                      f"{os.fsdecode(passed[0])}")  # fmt: skip
     if empty := train.sizes.count(0) + test.sizes.count(0):
-        notes.append(f"{empty} files are empty: they count as bad images when their turn comes")
+        notes.append(f"{empty} files are empty: each counts as a bad image when it is read")
     if test_classes:
         notes += [f"{path} is not used: val has class folders" for path in lists]
         return classes, train.listing(), test.listing(), notes
@@ -164,14 +164,14 @@ def _find(
         classes, places, labels = _ordered_as_listed(root / "train.txt", train, classes)
         if len(places) < len(train.names):
             left = len(train.names) - len(places)
-            notes.append(f"pictures passed over, as they are not in {root / 'train.txt'}: {left}")
+            notes.append(f"images ignored, as they are not in {root / 'train.txt'}: {left}")
         listing = train.listing(places, labels)
     places, labels = _read_list(root / "val.txt", test, len(classes))
     lacking = sorted(set(range(len(classes))) - set(labels.tolist()))
     if lacking:
         raise UserError(
-            f"{root / 'val.txt'}: names no picture of {some([classes[k] for k in lacking])} "
-            f"(label {lacking[0]}): every class needs pictures in both lists"
+            f"{root / 'val.txt'}: names no image of {some([classes[k] for k in lacking])} "
+            f"(label {lacking[0]}): every class needs images in both lists"
         )
     return classes, listing, test.listing(places, labels), notes
 
@@ -179,9 +179,9 @@ def _find(
 def _scan(
     folder: Path, classes: Sequence[str], progress: Progress | None, before: int, total: int
 ) -> _Files:
-    """The pictures in each class folder, or in the folder itself where there are no classes.
+    """The images in each class folder, or in the folder itself if there are no classes.
 
-    `before` pictures were listed already; `total` is the number of folders of both halves.
+    `before` images were listed already; `total` is the number of folders of both halves.
     """
     files = _Files(folder)
     done = total - max(len(classes), 1) if before else 0
@@ -189,17 +189,17 @@ def _scan(
         found = len(files.names)
         files.add(name, label)
         if len(files.names) == found:
-            raise UserError(f"{folder / name}: holds no pictures (.JPEG, .jpg or .png): add some")
+            raise UserError(f"{folder / name}: holds no images (.JPEG, .jpg or .png): add some")
         if progress is not None:
             listed, done = before + len(files.names), done + 1
-            progress(listed, round(listed * total / done))  # as if all folders were alike
+            progress(listed, round(listed * total / done))  # as if all folders were equally large
     return files
 
 
 def _ordered_as_listed(
     file: Path, train: _Files, folders: Sequence[str]
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of the classes by the labels in train.txt, places of its pictures, and their labels."""
+    """Class names by label in train.txt, places of its images, and their labels."""
     places, labels = _read_list(file, train, len(folders))
     pairs = np.unique(np.stack([labels, np.array(train.labels)[places]]), axis=1)
     for here, what in ((pairs[0], "label"), (pairs[1], "class")):
@@ -215,14 +215,14 @@ def _ordered_as_listed(
     missing = [name for k, name in enumerate(folders) if k not in pairs[1]]
     if missing:
         raise UserError(
-            f"{file}: names no picture of {some(missing)}: add some, or remove the folder from "
+            f"{file}: names no image of {some(missing)}: add some, or remove the folder from "
             f"{train.folder}"
         )
     return [folders[k] for k in pairs[1]], places, labels
 
 
 def _read_list(file: Path, files: _Files, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places in `files` of the pictures that a list of Caffe names, and their labels."""
+    """Places in `files` of the images named in one of Caffe's lists, and their labels."""
     where = {name: place for place, name in enumerate(files.names)}
     places, labels = array("q"), array("q")
     taken = bytearray(len(files.names))
@@ -235,7 +235,7 @@ def _read_list(file: Path, files: _Files, classes: int) -> tuple[np.ndarray, np.
             if place is None:
                 raise UserError(
                     f"{file}: line {number} names {os.fsdecode(name)}, which is not in "
-                    f"{files.folder}: add the picture, or remove the line"
+                    f"{files.folder}: add the image, or remove the line"
                 )
             if taken[place]:
                 raise UserError(
@@ -245,7 +245,7 @@ def _read_list(file: Path, files: _Files, classes: int) -> tuple[np.ndarray, np.
             places.append(place)
             labels.append(label)
     if not places:
-        raise UserError(f"{file}: is empty: it must have a line `name label` for each picture")
+        raise UserError(f"{file}: is empty: it must have a line `name label` for each image")
     return np.array(places, dtype=np.int64), np.array(labels, dtype=np.int64)
 
 

@@ -1,6 +1,6 @@
-"""The prepared format of a data set that is too large for memory: which picture files, no pixels.
+"""Prepared format of a data set that is too large for memory: a listing of image files, no pixels.
 
-A folder with `dataset.json` (a `DatasetInfo`), `manifest.json` (where the pictures are, and a
+A folder with `dataset.json` (a `DatasetInfo`), `manifest.json` (where the images are, and a
 checksum of each split's listing) and, for each split, `<split>_paths.npy` (names below the root, as
 bytes), `<split>_labels.npy` (int64 [N]) and `<split>_bytes.npy` (size of each file, int64 [N]).
 Nothing in the folder is ever unpickled.
@@ -36,7 +36,7 @@ _FILE = "manifest.json"
 
 @dataclass(frozen=True)
 class Listing:
-    """Picture files and their labels.
+    """Image files and their labels.
 
     Attributes:
         root: the folder that the names are relative to.
@@ -54,16 +54,16 @@ class Listing:
         return len(self.labels)
 
     def path(self, index: int) -> str:
-        """Where a picture is."""
+        """Path of an image."""
         return os.path.join(self.root, os.fsdecode(self.paths[index]))  # noqa: PTH118 - a hot loop
 
     def take(self, indices: Tensor) -> Listing:
-        """The pictures at these places, int64 [n]."""
+        """The images at these places, int64 [n]."""
         places = indices.numpy()
         return Listing(self.root, self.paths[places], self.labels[indices], self.sizes[places])
 
     def checksum(self) -> str:
-        """SHA-256 of names, labels and sizes; not of the pictures themselves."""
+        """SHA-256 of names, labels and sizes; not of the images themselves."""
         digest = hashlib.sha256(str(self.paths.dtype).encode())
         for column in (self.paths, self.labels.numpy(), self.sizes):
             digest.update(np.ascontiguousarray(column).view(np.uint8).data)
@@ -71,7 +71,7 @@ class Listing:
 
 
 def save_manifest(folder: str | Path, info: DatasetInfo, splits: Mapping[str, Listing]) -> None:
-    """Write a listing for each split, all of it or nothing; a folder already there is replaced.
+    """Write a listing for each split, all or nothing; an existing folder is replaced.
 
     Raises:
         UserError: if the folder cannot be written.
@@ -92,7 +92,7 @@ def save_manifest(folder: str | Path, info: DatasetInfo, splits: Mapping[str, Li
 
 
 def has_manifest(folder: str | Path) -> bool:
-    """Whether the prepared data set is a listing of pictures rather than their pixels."""
+    """Whether the prepared data set is a listing of images rather than their pixels."""
     return (Path(folder) / _FILE).is_file()
 
 
@@ -101,7 +101,7 @@ def load_listing(folder: str | Path, name: str) -> Listing:
 
     Raises:
         UserError: if a file is missing, damaged, or not what `dataset.json` says it is, or if the
-            pictures are not there any more.
+            images are no longer there.
     """
     folder = Path(folder)
     info = load_info(folder)
@@ -117,10 +117,10 @@ def load_listing(folder: str | Path, name: str) -> Listing:
     sizes = load_array(folder / f"{name}_bytes.npy", np.int64, (len(labels),))
     listing = Listing(root, paths, labels, sizes)
     if listing.checksum() != expected:
-        raise UserError(f"{file}: the {name} files beside it do not fit its checksum: {PREPARE}")
+        raise UserError(f"{file}: the {name} files beside it do not match its checksum: {PREPARE}")
     if not Path(root).is_dir():
         raise UserError(
-            f"data.root: {root}, where the pictures were, is not there: put it back, or set "
+            f"data.root: {root}, where the images were, is not there: put it back, or set "
             "data.root to where they are now and run `dvc repro prepare`"
         )
     return listing

@@ -1,4 +1,4 @@
-"""From a prepared folder to batches, whatever was prepared: pixels, or a listing of pictures."""
+"""Batches from a prepared folder, whether it holds pixels or a listing of images."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def open_batches(
     bad_images: int = 0,
     warn: Warn = to_stderr,
 ) -> BatchSource:
-    """The images of a split, in memory or decoded on the way.
+    """Batches of a split, from images in memory or decoded as needed.
 
     Args:
         folder: of the prepared data set.
         split: train, validation or test.
-        info: gives mean and std, and of pictures that are decoded the size.
-        batch_size: images to a batch.
-        device: where the batches are wanted.
-        augment: given for training images.
-        part: what this process takes of them, where there are several.
-        chosen: places of the images to take, int64 [n]; None: all.
-        workers, bad_images, warn: as in `StreamedBatches`; images in memory need none of them.
+        info: gives mean and std, and the size of decoded images.
+        batch_size: images per batch.
+        device: where the batches are needed.
+        augment: for training images.
+        part: share of this process, if there are several.
+        chosen: places of the images to use, int64 [n]; None: all.
+        workers, bad_images, warn: as in `StreamedBatches`; unused for images in memory.
 
     Raises:
-        UserError: if the split cannot be read, or does not fill a batch to train on.
+        UserError: if the split cannot be read, or does not fill a training batch.
     """
     if not has_manifest(folder):
         images = load_split(folder, split)

@@ -1,4 +1,4 @@
-"""From images of any kind to one array of 8-bit pixels."""
+"""Conversion of images of any kind to one array of 8-bit pixels."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from qnet.errors import UserError
 def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """The pixels of one image, uint8 [channels, size, size].
 
-    A photograph taken sideways is turned upright, as its EXIF says. Another size is reached with a
-    bilinear filter (averaging where it shrinks); what is not square is cropped at its centre, not
-    distorted. Transparent parts become white, 16-bit values are rounded to 8, and colour becomes
-    gray by the luma weights of ITU-R 601.
+    Photographs are turned upright according to their EXIF data. Images of another size are resized
+    with a bilinear filter (averaging when shrinking); those that are not square are cropped at the
+    centre, not distorted. Transparent parts become white, 16-bit values are rounded to 8 bits, and
+    colour becomes gray by the luma weights of ITU-R 601.
 
     Raises:
         ValueError: if the values are float or beyond 16 bits, which have no known range.
@@ -42,13 +42,14 @@ def fill(
     """Collect `read(0) ... read(count - 1)`, uint8 [C, S, S], in one array uint8 [count, C, S, S].
 
     Raises:
-        UserError: if memory does not hold the array twice, as `prepare` does; or as `read` does.
+        UserError: if memory cannot hold two copies of the array, as `prepare` needs; or as `read`
+            does.
     """
     needed, free = 2 * count * channels * size**2, psutil.virtual_memory().available
     if needed > free:
         raise UserError(
             f"data.size: {size} takes {needed / 1e9:.1f} GB of memory for {count} images, and "
-            f"{free / 1e9:.1f} are free: choose a smaller size"
+            f"{free / 1e9:.1f} GB are free: choose a smaller size"
         )
     images = np.empty((count, channels, size, size), dtype=np.uint8)
 
@@ -62,8 +63,8 @@ def fill(
 def for_each(count: int, work: Callable[[int], None], progress: Progress | None = None) -> None:
     """Call `work(0) ... work(count - 1)`, in several threads and in no particular order.
 
-    PIL lets other threads run while it decodes. Raises what `work` raises; if several calls do,
-    that of the first index.
+    PIL lets other threads run while it decodes. Raises what `work` raises; if several calls raise,
+    the exception of the first index.
     """
 
     def work_on(indices: range) -> int:
@@ -71,7 +72,7 @@ def for_each(count: int, work: Callable[[int], None], progress: Progress | None 
             work(index)
         return indices.stop
 
-    # By the handful: to hand over one small image takes longer than to read it.
+    # In small groups: handing over a single small image takes longer than reading it.
     handfuls = [range(start, min(start + 32, count)) for start in range(0, count, 32)]
     with ThreadPoolExecutor(max_workers=processors()) as pool:
         for done in pool.map(work_on, handfuls):
@@ -82,9 +83,9 @@ def for_each(count: int, work: Callable[[int], None], progress: Progress | None 
 def convert(
     images: np.ndarray, size: int, channels: int, progress: Progress | None = None
 ) -> np.ndarray:
-    """Images uint8 [N, C, H, W] at another size or number of channels.
+    """Convert images uint8 [N, C, H, W] to another size or number of channels.
 
-    Where neither differs, `images` itself.
+    If neither differs, return `images` itself.
     """
     if images.shape[1:] == (channels, size, size):
         return images
@@ -98,7 +99,7 @@ def convert(
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """The same picture with 8 bits to a channel and nothing transparent."""
+    """Convert an image to 8 bits per channel without transparency."""
     if image.mode == "F":
         raise ValueError("float pixels have no known range, save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, which some versions of PIL open as 32

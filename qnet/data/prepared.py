@@ -1,4 +1,4 @@
-"""The prepared format: what the stage `prepare` writes and every later stage reads.
+"""Prepared format, which the stage `prepare` writes and every later stage reads.
 
 A folder with `dataset.json` (a `DatasetInfo`) and, for each of the splits train, validation and
 test, `<split>_images.npy` (uint8 [N, C, H, W]) and `<split>_labels.npy` (int64 [N]). The same
@@ -32,14 +32,14 @@ PREPARE = "run `dvc repro prepare`"
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a model has to know of its data.
+    """Properties of a data set that a model depends on.
 
     Attributes:
-        name: of the data set, as in `data.name`; imagenet tells that pictures are cropped its way.
+        name: of the data set, as in `data.name`; imagenet also selects its way of cropping.
         classes: name of each class; a label is an index into it.
         size: side of the square images, in pixels.
         channels: 1 gray, 3 colour.
-        mean: of each channel over the training images, where 0 is black and 1 is full intensity.
+        mean: of each channel over the training images; 0 is black and 1 is full intensity.
         std: standard deviation, in the same units as `mean`.
         counts: number of images per split.
         flip: whether a mirrored image keeps its label.
@@ -61,14 +61,14 @@ class DatasetInfo:
                 f"not {len(self.mean)} and {len(self.std)}"
             )
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
-            raise ValueError(f"mean {self.mean} and std {self.std} have to be finite")
+            raise ValueError(f"mean {self.mean} and std {self.std} must be finite")
         if min(self.std) <= 0:
-            raise ValueError(f"std {self.std} has to be above zero")
+            raise ValueError(f"std {self.std} must be above zero")
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes {self.classes} have to have different names")
+            raise ValueError(f"classes {self.classes} must have different names")
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able form; `from_dict` gives back an equal `DatasetInfo`."""
+        """JSON-able form; `from_dict` turns it back into an equal `DatasetInfo`."""
         return asdict(self)
 
     @classmethod
@@ -88,7 +88,7 @@ _INFO = TypeAdapter(DatasetInfo)
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing that is wrong, and where."""
+    """The first problem, and where it is."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where}: {first['msg']}" if where else first["msg"]
@@ -110,7 +110,7 @@ class Split:
 
 
 def save_prepared(folder: str | Path, info: DatasetInfo, splits: Mapping[str, Split]) -> None:
-    """Write a prepared data set, all of it or nothing; a folder already there is replaced.
+    """Write a prepared data set, all or nothing; an existing folder is replaced.
 
     Raises:
         UserError: if the folder cannot be written.
@@ -124,7 +124,7 @@ def save_prepared(folder: str | Path, info: DatasetInfo, splits: Mapping[str, Sp
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `folder` at the end, or vanishes on any exception.
+    """Context with a folder to write to, which becomes `folder` or, on an exception, is deleted.
 
     Raises:
         UserError: if the folder cannot be written.
@@ -132,7 +132,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
         partial.mkdir(parents=True)
         yield partial
         if folder.exists():
@@ -141,7 +141,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error}): free some space or "
-            "mend the permissions, then run it again"
+            "fix the permissions, then run it again"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -193,7 +193,7 @@ def load_labels(folder: Path, name: str, info: DatasetInfo) -> Tensor:
     """
     if name not in info.counts:
         raise UserError(
-            f"{folder / _INFO_FILE}: knows no split {name!r}, only "
+            f"{folder / _INFO_FILE}: has no split {name!r}, only "
             f"{', '.join(info.counts)}: {PREPARE}"
         )
     path = labels_file(folder, name)
@@ -208,7 +208,7 @@ def _images_file(folder: Path, split: str) -> Path:
 
 
 def labels_file(folder: Path, split: str) -> Path:
-    """Where the labels of a split are."""
+    """File with the labels of a split."""
     return folder / f"{split}_labels.npy"
 
 
@@ -216,7 +216,7 @@ def load_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.n
     """Read an array that must have this type and shape; nothing is unpickled.
 
     Raises:
-        UserError: if the file is missing, truncated, or holds something else.
+        UserError: if the file is missing, truncated, or has other content.
     """
     try:
         array = np.load(path, allow_pickle=False)

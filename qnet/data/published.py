@@ -1,4 +1,4 @@
-"""CIFAR and MNIST: read where they lie, else downloaded by torchvision."""
+"""CIFAR and MNIST, read if present, else downloaded by torchvision."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _FIRST_LABELS = {  # of the training images
 def load_cifar(
     name: str, root: Path, size: int | None, channels: int | None, progress: Progress | None
 ) -> Raw:
-    """CIFAR-10 or CIFAR-100 (Krizhevsky, 2009), in the "python version" under `root`.
+    """Read CIFAR-10 or CIFAR-100 (Krizhevsky, 2009), the "python version" under `root`.
 
-    Its files are pickles; torchvision opens them only where their MD5 is that of the publisher.
+    Its files are pickles; torchvision opens them only if their MD5 is the publisher's.
 
     Raises:
         UserError: if the files are missing or damaged and cannot be downloaded.
     """
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     try:
-        train = kind(root, train=True, download=True)  # downloads only what is not there
+        train = kind(root, train=True, download=True)  # downloads only missing files
         test = kind(root, train=False)
     except _DOWNLOAD_ERRORS as error:
         folder = root / kind.base_folder
@@ -59,9 +59,10 @@ def load_cifar(
 def load_mnist(
     name: str, root: Path, size: int | None, channels: int | None, progress: Progress | None
 ) -> Raw:
-    """MNIST (LeCun et al., 1998) or Fashion-MNIST (Xiao et al., 2017).
+    """Read MNIST (LeCun et al., 1998) or Fashion-MNIST (Xiao et al., 2017).
 
-    The four IDX files, plain or gzipped, lie in torchvision's place under `root` or directly in it.
+    The four IDX files, plain or gzipped, are in torchvision's folder under `root` or directly in
+    `root`.
 
     Raises:
         UserError: if files are missing and cannot be downloaded, are damaged, or are the other's.
@@ -109,7 +110,7 @@ def _read_pair(images_file: Path, labels_file: Path) -> tuple[np.ndarray, np.nda
         )
     if len(images) != len(labels) or len(labels) == 0 or labels.max() > 9:
         raise UserError(
-            f"{labels_file}: its {len(labels)} labels, each 0 to 9, do not fit the "
+            f"{labels_file}: its {len(labels)} labels, each 0 to 9, do not match the "
             f"{len(images)} images of {images_file.name}: put the published files there"
         )
     return images, labels

@@ -1,4 +1,4 @@
-"""A data set as it was published, before the validation split."""
+"""A data set as published, before the validation split."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from qnet.data.prepared import Split
 from qnet.errors import UserError, some
 
 Progress = Callable[[int, int], None]
-"""Called now and then with the number of images done and of all images."""
+"""Called from time to time with the number of images done and the total."""
 Warn = Callable[[str], None]
-"""Told of what went wrong and was got over, a line each."""
+"""Called with one line for each problem that was worked around."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Raw:
         classes: name of each class; a label is an index into it.
         train, test: images uint8 [N, C, H, W] with H = W, labels int64 [N].
         flip: whether a mirrored image keeps its label.
-        notes: what was done to the images that their owner may want to know, one line each.
+        notes: for the owner, on what was done to the images, one line each.
     """
 
     name: str
@@ -43,7 +43,7 @@ def to_stderr(line: str) -> None:
 
 
 def class_names(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, which are those not hidden, in their order.
+    """Sorted names of the class folders in `folder`: those that are not hidden.
 
     Raises:
         UserError: the folder cannot be listed, or a name is not in UTF-8.
@@ -79,8 +79,8 @@ def require_same_classes(
 
 
 def unlisted(error: OSError) -> UserError:
-    """What to say of a file or folder that could not be looked at."""
+    """The error for a file or folder that could not be accessed."""
     where = os.fsdecode(error.filename)
     return UserError(
-        f"{where}: cannot be looked at ({error.strerror}): mend it or its permissions, or remove it"
+        f"{where}: cannot be accessed ({error.strerror}): fix it or its permissions, or remove it"
     )

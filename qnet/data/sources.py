@@ -1,4 +1,4 @@
-"""The data sets by name."""
+"""Data sets by name."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def load_source(
     channels: int | None,
     progress: Progress | None = None,
 ) -> Raw:
-    """Read a data set, downloading it first where it is a published one that is not there.
+    """Read a data set, downloading it first if it is a published one that is not there.
 
     Args:
         name: one of `SOURCES`.
         root: folder of the downloads; for image_folder, the folder that holds train/ and test/.
         size: side of the images in pixels; None: the data set's own (digits: 16).
         channels: 1 gray, 3 colour; None: the data set's own.
-        progress: told how many images are done.
+        progress: called with the number of images done and the total.
 
     Raises:
         UserError: if the name is unknown, or the files are missing or damaged.
@@ -46,10 +46,11 @@ def load_source(
 def _load_digits(
     root: Path, size: int | None, channels: int | None, progress: Progress | None
 ) -> Raw:
-    """The 1797 handwritten digits of 8×8 pixels that come with scikit-learn.
+    """Load the 1797 handwritten digits of 8×8 pixels that come with scikit-learn.
 
     They have no test set of their own: a fixed fifth of each class is held out, whatever the seed
-    of the experiment. Networks that halve the size twice see too little of 8×8: the default is 16.
+    of the experiment. As 8×8 is too small for networks that halve the size twice, the default
+    size is 16.
     """
     from sklearn.datasets import load_digits  # takes seconds to import, as torchvision does
 

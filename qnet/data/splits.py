@@ -1,4 +1,4 @@
-"""Training, validation and test split, and the statistics of the training images."""
+"""Training, validation and test splits, and statistics of the training images."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from qnet.data.prepared import DatasetInfo, Split
 from qnet.data.raw import Raw
 from qnet.errors import UserError
 
-_STD_FLOOR = 1 / 255  # one step of gray: a channel that is constant is not divided by zero
+_STD_FLOOR = 1 / 255  # one gray level, so that a constant channel is not divided by zero
 
 
 def prepare(raw: Raw, *, validation: float, seed: int) -> tuple[DatasetInfo, dict[str, Split]]:
     """Hold out validation images and describe the data set.
 
-    The validation images are a share of each class of the training set, at least one where the
-    class has two. Training and validation images come in a random order, so that the first thousand
-    are a sample of all; test images stay in theirs. Mean and standard deviation are those of the
-    training images alone. All of it follows from the seed.
+    The validation images are a share of each class of the training set, at least one if the class
+    has two. Training and validation images are shuffled, so that the first thousand are a sample of
+    all; test images keep their order. Mean and standard deviation are those of the training images
+    alone. Everything is determined by the seed.
 
     Raises:
         UserError: if `validation` leaves a split empty.
@@ -44,7 +44,7 @@ def prepare(raw: Raw, *, validation: float, seed: int) -> tuple[DatasetInfo, dic
 
 
 def hold_out(labels: Tensor, *, validation: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of training and of validation images, each in a random order; see `prepare`."""
+    """Indices of training and validation images, each in random order; see `prepare`."""
     if not 0 <= validation < 1:
         raise UserError(f"data.validation: {validation} must be at least 0 and below 1")
     generator = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def stratified_holdout(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices to keep and to hold out, each in ascending order.
 
-    Of a class with n images round(share · n) are held out, at least 1 and at most n − 1; none of a
+    Of a class with n images, round(share · n) are held out, at least 1 and at most n − 1; none of a
     class with a single image, and none at all if the share is 0.
     """
     held = np.zeros(len(labels), dtype=bool)
@@ -83,8 +83,8 @@ def stratified_holdout(
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 [N, C, H, W], where 255 counts as 1.
 
-    Taken from a count of each of the 256 values, so the result does not depend on the order of the
-    images or of the additions. The standard deviation is at least 1/255.
+    Computed from a count of each of the 256 values, so the result does not depend on the order of
+    the images or of the additions. The standard deviation is at least 1/255.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []

@@ -1,11 +1,11 @@
-"""Batches of pictures that are decoded while the network trains, by worker processes.
+"""Batches of images that worker processes decode while the network trains.
 
-Training pictures are cut by a random crop of 8 to 100 % of the area and 3/4 to 4/3 of the aspect,
+Training images are randomly cropped to 8 to 100 % of the area and 3/4 to 4/3 of the aspect ratio,
 resized, and mirrored (Szegedy et al., *Going deeper with convolutions*, 2015, section 6);
 evaluation takes the centre after resizing the shorter side to 256/224 of the crop.
 
-A picture's crop follows from a seed that is drawn for it at the start of the epoch, so the batches
-are the same whatever the number of workers, which only decides how soon they come.
+An image's crop follows from a seed drawn for it at the start of the epoch, so the batches are the
+same for any number of workers, which affects only their speed.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ from qnet.data.workers import FEWER_WORKERS, ignore_interrupt, make_room, why_lo
 from qnet.errors import UserError, one_line
 from qnet.memory import is_of_machine
 
-Order = tuple[list[int], list[int] | None]  # places of the pictures, and a seed for each
-Bad = tuple[int, str]  # place of a picture, and why it cannot be read
+Order = tuple[list[int], list[int] | None]  # places of the images, and a seed for each
+Bad = tuple[int, str]  # place of an image, and why it cannot be read
 Decoded = tuple[Tensor, Tensor, list[Bad]]  # uint8 [B, S, S, 3], int64 [B]
 
 
 class StreamedBatches:
-    """The pictures of a listing, decoded when their turn comes; used as `Batches` are.
+    """Images of a listing, decoded as needed; used like `Batches`.
 
-    A picture that cannot be read is named in a warning. While training the next one that can be
-    read takes its place, in evaluation it is left out.
+    An image that cannot be read is named in a warning. In training it is replaced by the next
+    readable one; in evaluation it is left out.
 
     Args:
         listing: files and labels.
         info: gives size, mean and std.
-        batch_size: images to a batch.
-        device: where the batches are wanted.
-        augment: given for training images. `pad=0` takes the centre, as in evaluation; anything
-            else is a random resized crop.
-        part: what this process takes of every batch, or of all pictures to score.
+        batch_size: images per batch.
+        device: where the batches are needed.
+        augment: for training images. `pad=0` takes the centre, as in evaluation; any other value
+            means a random resized crop.
+        part: share of this process of every batch, or of all images to score.
         workers: processes that decode; 0: this one.
-        bad_images: files that may turn out unreadable before this is an error.
-        warn: told of each of them, in a line.
+        bad_images: number of unreadable files allowed before it is an error.
+        warn: called with one line for each of them.
         name: of the split, for messages.
 
     Attributes:
         waited: seconds that the last pass over the images spent waiting for them.
 
     Raises:
-        UserError: if images to train on do not fill one batch; while it is iterated, if there are
-            more bad images than allowed, or a worker dies.
+        UserError: if training images do not fill one batch; during iteration, if there are more
+            bad images than allowed, or a worker dies.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class StreamedBatches:
         self.waited = 0.0
         self._listing = listing
         self._device = torch.device(device)
-        self._pin = self._device.type == "cuda"  # then copying need not hold up the host
+        self._pin = self._device.type == "cuda"  # then the host need not wait for copies
         self._workers = workers
         self._allowed = bad_images
         self._warn = warn
@@ -148,12 +148,12 @@ class StreamedBatches:
 
 
 class _Pictures(Dataset[Decoded]):
-    """Whole batches, decoded where a worker asks for them."""
+    """Data set whose items are whole batches, decoded when a worker asks for them."""
 
     def __init__(self, listing: Listing, size: int, augment: Augment | None, attempts: int) -> None:
         self.listing = listing
         self.size = size
-        # One more than allowed: then the training stops anyway. And each picture once.
+        # One more than allowed, as training stops then anyway; and each image only once.
         self.attempts = min(attempts + 1, len(listing))
         centre = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
         self.evaluation = v2.Compose(centre)
@@ -164,7 +164,7 @@ class _Pictures(Dataset[Decoded]):
 
     def __getitem__(self, order: Order) -> Decoded:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd but harmless metadata
+            warnings.simplefilter("ignore")  # about odd but harmless metadata
             return self._batch(*order)
 
     def _batch(self, places: list[int], seeds: list[int] | None) -> Decoded:
@@ -187,13 +187,13 @@ class _Pictures(Dataset[Decoded]):
         return torch.from_numpy(np.stack(images)), torch.tensor(labels), bad
 
     def _decode(self, place: int, seed: int | None) -> np.ndarray:
-        """One picture, uint8 [S, S, 3]."""
+        """Decode one image, uint8 [S, S, 3]."""
         with Image.open(self.listing.path(place)) as image:
             picture = eight_bits(image).convert("RGB")
         if seed is None:
             return np.asarray(self.evaluation(picture))
         with torch.random.fork_rng(devices=[]):  # this process may be the one that trains
-            # torch.manual_seed seeds all devices, which takes 0.35 ms: decoding takes 2.
+            # torch.manual_seed would seed all devices, in 0.35 ms, where decoding takes 2 ms.
             torch.default_generator.manual_seed(seed)
             return np.asarray(self.training(picture))
 
@@ -201,7 +201,7 @@ class _Pictures(Dataset[Decoded]):
 def _decoded(
     pictures: _Pictures, orders: list[Order], workers: int, pin: bool
 ) -> Iterator[Decoded]:
-    """The batches in their order."""
+    """Decode the batches, in order."""
     if workers > 0:
         make_room()
     loader = DataLoader(

@@ -1,4 +1,4 @@
-"""Processes that decode pictures: how many, room for them, and what a lost one looks like."""
+"""Worker processes that decode images: their number, file limits, and how a lost one shows."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ FEWER_WORKERS = "use fewer, or give more memory (shared memory, in a container)"
 
 
 def processors() -> int:
-    """Those that this process may use, which can be fewer than the machine has."""
+    """Number of CPUs that this process may use, which can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def make_room() -> None:
-    """Let this process open as many files as it is allowed to: each worker takes eight of them."""
-    with suppress(ImportError, OSError, ValueError):  # not on Windows; or no more are to be had
+    """Raise the open-file limit as far as allowed: each worker needs eight files."""
+    with suppress(ImportError, OSError, ValueError):  # not on Windows; or it cannot be raised
         import resource
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -27,9 +27,9 @@ def make_room() -> None:
 
 
 def why_lost(error: Exception) -> str | None:
-    """What `error` says, if it says that a worker died or that there is no room for it.
+    """Message of `error`, if it says that a worker died or could not open its files.
 
-    PyTorch raises that wherever the process is that waits for batches, between them too.
+    PyTorch raises it wherever the process that waits for batches is, also between batches.
     """
     full = isinstance(error, OSError) and error.errno == errno.EMFILE
     text = str(error)
@@ -41,5 +41,5 @@ def why_lost(error: Exception) -> str | None:
 
 
 def ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C to the process that trains: it ends its workers."""
+    """Leave Ctrl-C to the training process, which ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

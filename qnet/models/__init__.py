@@ -1,7 +1,7 @@
-"""Networks by name. They know nothing of quantization, which `qnet.insertion` adds to any.
+"""Networks by name, independent of quantization, which `qnet.insertion` adds to any of them.
 
 A name is one of `MODELS`, `torchvision/<name>` for any classifier of torchvision, or
-`package.module:function` for a function of one's own that returns a model.
+`package.module:function` for a custom function that returns a model.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "simplenet": SimpleNet,
 }
 
-# Without this they return a tuple while training, and warn about their slow initialisation.
+# Without these they return a tuple in training, and warn about their slow initialisation.
 _TORCHVISION_EXTRAS = {
     name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
 }
 
 
 def build_model(name: str, *, classes: int, channels: int = 3, size: int = 32) -> nn.Module:
-    """A new network with random weights: [N, channels, size, size] -> logits [N, classes].
+    """Build a network with random weights: [N, channels, size, size] -> logits [N, classes].
 
     Args:
         name: one of `MODELS`, `torchvision/<name>`, or `package.module:function`; the function is
             called with the keywords classes, channels and size.
         classes: number of classes.
-        channels: of the images; other than 3 replaces the first convolution of a torchvision model.
+        channels: of the images; if not 3, a torchvision model's first convolution is replaced.
         size: side of the square images in pixels.
 
     Raises:
-        UserError: there is no such model, or such images do not pass through it.
+        UserError: there is no such model, or it cannot take such images.
     """
     if name in MODELS:
         model = MODELS[name](classes=classes, channels=channels)
@@ -72,9 +72,9 @@ def build_model(name: str, *, classes: int, channels: int = 3, size: int = 32) -
 
 @torch.no_grad()
 def computes_alike(model: nn.Module, other: nn.Module, channels: int, size: int) -> bool:
-    """Whether two networks with the same weights give the same for two random images.
+    """Whether two networks with the same weights give the same output for two random images.
 
-    Both see them in eval mode, where `model` is; `other` is moved there and stays in it.
+    Both run in eval mode on the device of `model`; `other` stays there and in eval mode.
     """
     device = next((tensor.device for tensor in _state(model).values()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
@@ -86,16 +86,16 @@ def computes_alike(model: nn.Module, other: nn.Module, channels: int, size: int)
                 torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
                 torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
             ):
-                torch.manual_seed(0)  # for networks that draw numbers in eval mode too
+                torch.manual_seed(0)  # for networks that draw random numbers even in eval mode
                 found.append(network(images).float())
     mine, theirs = found
-    # Off the processor a sum may come out in another order, and a value cross a threshold by it.
+    # Off the CPU the order of a sum may vary, which may push a value across a threshold.
     near = (1e-3 if device.type == "cpu" else 5e-2) * float(mine.abs().nan_to_num(0).max())
     return torch.allclose(mine, theirs, rtol=0, atol=near, equal_nan=True)
 
 
 def source_files(name: str) -> list[Path]:
-    """The file of the module that `package.module:function` names; of other names none."""
+    """Source file of the module in `package.module:function`; empty for other names."""
     spec = importlib.util.find_spec(name.partition(":")[0]) if ":" in name else None
     return [Path(spec.origin)] if spec is not None and spec.origin is not None else []
 
@@ -107,21 +107,21 @@ def _torchvision_model(name: str, classes: int, channels: int) -> nn.Module:
     short = name.removeprefix("torchvision/")
     if short not in known:
         raise UserError(
-            f"model.name: {name!r} is no classifier of torchvision {torchvision.__version__}; the "
-            f"nearest are {', '.join(_nearest(short, known, 3))}; for all names see "
+            f"model.name: {name!r} is not a classifier of torchvision {torchvision.__version__}; "
+            f"the nearest are {', '.join(_nearest(short, known, 3))}; for all names see "
             "torchvision.models.list_models()"
         )
     extras = _TORCHVISION_EXTRAS.get(short, {})
     model = torchvision.models.get_model(short, weights=None, num_classes=classes, **extras)
     if extras and channels == 3:
-        model.transform_input = True  # what their weights were trained on: (x - 0.5) / 0.5
+        model.transform_input = True  # as their weights were trained: (x - 0.5) / 0.5
     if channels != 3:
         _replace_first_convolution(model, channels)
     return model
 
 
 def _classifiers() -> list[str]:
-    """Names of torchvision's."""
+    """Names of torchvision's classifiers."""
     import torchvision
 
     return list(torchvision.models.list_models(module=torchvision.models))
@@ -154,14 +154,14 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
     except (Exception, SystemExit) as error:  # importing runs the module, which may do anything
         raise UserError(
             f"model.name: {name!r} cannot be imported ({type(error).__name__}: "
-            f"{one_line(error)}); write package.module:function, of a module that Python finds "
-            "from here"
+            f"{one_line(error)}); write package.module:function, with a module that Python can "
+            "find from here"
         ) from error
     try:
         signature.bind(classes=classes, channels=channels, size=size)
     except TypeError as error:
         raise UserError(
-            f"model.name: {name!r} has the signature {signature}; let it take the keywords of "
+            f"model.name: {name!r} has the signature {signature}; it must accept the keywords of "
             f"{attribute}(classes={classes}, channels={channels}, size={size})"
         ) from error
     try:
@@ -170,18 +170,18 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
             f"model.name: {name!r} failed ({type(error).__name__}: {one_line(error)}, in "
-            f"{where.filename}, line {where.lineno}); mend it, or choose another model"
+            f"{where.filename}, line {where.lineno}); fix it, or choose another model"
         ) from error
     if not isinstance(model, nn.Module):
         raise UserError(
             f"model.name: {name!r} returned {type(model).__name__}; "
-            "expected is a torch.nn.Module, return the model"
+            "return the model, a torch.nn.Module"
         )
     return model
 
 
 def _check_shapes(model: nn.Module, name: str, classes: int, channels: int, size: int) -> None:
-    """Raise UserError unless two images of this size give two rows of logits, in both modes."""
+    """Raise UserError unless two such images give two rows of logits, in both modes."""
     shape = (2, channels, size, size)
     try:
         with modes_kept(model):
@@ -208,7 +208,7 @@ def _check_shapes(model: nn.Module, name: str, classes: int, channels: int, size
 
 
 def _check_state(model: nn.Module, name: str) -> None:
-    """Raise UserError unless the model can be trained and kept."""
+    """Raise UserError unless the model can be trained and saved."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(
             f"model.name: {name!r} returned a model without a parameter to train; return one whose "
@@ -218,24 +218,24 @@ def _check_state(model: nn.Module, name: str) -> None:
         if not isinstance(value, Tensor):
             raise UserError(
                 f"model.name: {name!r} returned a model whose state holds {key}, a "
-                f"{type(value).__name__}; only tensors can be kept in a checkpoint: leave it out"
+                f"{type(value).__name__}; a checkpoint can hold only tensors: leave it out"
             )
 
 
 @torch.no_grad()
 def _logits(model: nn.Module, shape: tuple[int, ...]) -> object:
-    """What `model` gives for images of this shape; its state stays as it is."""
+    """Output of `model` for images of this shape; its state is not changed."""
     try:
         return _run_on_meta(model, shape)
     except Exception:
-        # Perhaps only an operation that the meta device lacks: really computing decides.
+        # Perhaps the meta device only lacks an operation: a real computation decides.
         state = {key: value.clone() for key, value in _state(model).items()}
         images = torch.zeros(shape, dtype=_type(model))
         return torch.func.functional_call(model, state, images, tie_weights=False)
 
 
 def _run_on_meta(model: nn.Module, shape: tuple[int, ...]) -> object:
-    """Propagate shapes without computing: milliseconds even for a thousand layers."""
+    """Propagate shapes without computing, in milliseconds even for a thousand layers."""
     state = {key: torch.empty_like(value, device="meta") for key, value in _state(model).items()}
     # tie_weights would leave a module that has two names on the meta device.
     images = torch.empty(shape, dtype=_type(model), device="meta")
@@ -247,7 +247,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _type(model: nn.Module) -> torch.dtype:
-    """That of the images it takes: of its first parameter."""
+    """Type of its input images: that of its first floating-point parameter."""
     types = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     return next(types, torch.get_default_dtype())
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 
 class AlexNet(nn.Module):
-    """[N, channels, H, W] -> logits [N, classes]; for 224 pixels, the small form for 32."""
+    """AlexNet for 224 pixels, or small for 32: [N, channels, H, W] -> logits [N, classes]."""
 
     def __init__(self, *, classes: int, channels: int = 3, small: bool = False) -> None:
         super().__init__()
@@ -56,11 +56,11 @@ class AlexNet(nn.Module):
         return self.classifier(x.flatten(1))
 
 
-@fx.wrap  # the network can be traced: this is one operation of its graph
+@fx.wrap  # one operation when the network is traced
 def _pooled(x: Tensor, positions: int) -> Tensor:
     """[N, C, H, W] -> [N, C, positions, positions]."""
-    # At its own image size nothing is left to pool, and the gradient of this pooling is one of the
-    # few operations that are not deterministic on CUDA.
+    # At the intended image size there is nothing to pool, and the gradient of this pooling is one
+    # of the few operations that are not deterministic on CUDA.
     if x.shape[-2:] == (positions, positions):
         return x
     return F.adaptive_avg_pool2d(x, positions)

@@ -1,4 +1,4 @@
-"""Weights to start from: torchvision's, or those in a file. All of them are loaded or none.
+"""Initial weights, from torchvision or a file, loaded completely or not at all.
 
 Files are read without unpickling anything but tensors: safetensors, or state dicts of `torch.save`.
 """
@@ -26,8 +26,8 @@ from qnet.states import load_state, misfit
 State = dict[str, Tensor]
 
 TORCHVISION_ALIKE = (*(f"resnet{depth}" for depth in STAGES), "alexnet")
-"""Models of this package whose layers are named and shaped as torchvision's."""
-STARTS_ANEW = "starts anew"
+"""Models of this package whose layers have torchvision's names and shapes."""
+RANDOM_HEAD = "starts from random weights"
 """In what `load_pretrained` returns: of a last layer for another number of classes."""
 _TORCH_SUFFIXES = (".pth", ".pt", ".th")
 
@@ -39,14 +39,14 @@ def is_file(source: str) -> bool:
 
 
 def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
-    """Load weights into `model`, in place: all that fit it, or on an error none.
+    """Load weights into `model`, in place; on an error none are loaded.
 
-    Weights for another number of classes fit but for the last layer, which then stays as it is.
-    The prefix of `nn.DataParallel` is passed over, and the classifier of a CIFAR ResNet may be
-    called `linear` or `fc`.
+    Weights for another number of classes fit except for the last layer, which then keeps its
+    initial weights. The prefix of `nn.DataParallel` is ignored, and the classifier of a CIFAR
+    ResNet may be called `linear` or `fc`.
 
     Args:
-        model: a network as `qnet.models.build_model` makes it, not quantized.
+        model: an unquantized network, as made by `qnet.models.build_model`.
         source: `none`; `torchvision` for its best weights, or `torchvision/<weights>` such as
             `torchvision/IMAGENET1K_V1`; or a file: safetensors (a checkpoint of
             `qnet.save_checkpoint` is one), or a .pth, .pt or .th of `torch.save` with a state dict,
@@ -54,11 +54,11 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
         name: of the model, as in `model.name`.
 
     Returns:
-        What was done, one line each: whose weights these are, which layer starts anew.
+        What was done, one line each: the origin of the weights, a layer that was not loaded.
 
     Raises:
-        UserError: the file is missing, damaged, or does not fit; there is no network to download
-            from; torchvision has no weights for such a model, or none of that name.
+        UserError: the file is missing, damaged, or does not fit; the download fails; torchvision
+            has no weights for such a model, or none of that name.
     """
     if source == "none":
         return []
@@ -76,7 +76,7 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
     notes = [f"starts with the weights of {origin}"]
     if head := _other_head(model, state, expected):
         theirs, ours = (len(tensors[f"{head}.weight"]) for tensors in (state, expected))
-        notes.append(f"{head} {STARTS_ANEW}: {origin} has {theirs} classes, the data {ours}")
+        notes.append(f"{head} {RANDOM_HEAD}: {origin} has {theirs} classes, the data {ours}")
         state |= _below(head, expected)
     # Missing before PyTorch 0.4.1, and used only by batch norm without a momentum.
     state = {k: v for k, v in expected.items() if k.endswith(".num_batches_tracked")} | state
@@ -88,21 +88,21 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
     for key, tensor in state.items():
         if expected[key].is_floating_point() and not _is_usable(tensor):
             raise UserError(
-                f"model.pretrained: {key} of {origin} is {tensor.dtype} and not all of it finite "
-                "numbers in float; give a network of full precision"
+                f"model.pretrained: {key} of {origin} is {tensor.dtype}, and must be finite "
+                "floating-point numbers; give a network of full precision"
             )
     load_state(model, state)
     return notes
 
 
 def _is_usable(tensor: Tensor) -> bool:
-    """Whether it holds what can be a weight: dense, and finite real numbers with fractions."""
+    """Whether it can be a weight: dense, and finite real floating-point numbers."""
     dense = tensor.layout == torch.strided and tensor.device.type != "meta"
     return dense and tensor.is_floating_point() and bool(tensor.isfinite().all())
 
 
 def _from_torchvision(name: str, source: str) -> tuple[str, State]:
-    """The name and the tensors of torchvision's weights for a model."""
+    """Name and tensors of torchvision's weights for a model."""
     if name not in TORCHVISION_ALIKE and not name.startswith("torchvision/"):
         raise UserError(
             f"model.pretrained is {source}, and torchvision has no weights for {name}, only for "
@@ -129,10 +129,10 @@ def _from_torchvision(name: str, source: str) -> tuple[str, State]:
             raise
         raise UserError(
             f"model.pretrained: {weights} could not be downloaded ({one_line(error)}); run it "
-            f"again with a network, or put {weights.url} into {torch.hub.get_dir()}/checkpoints"
+            f"again while online, or put {weights.url} into {torch.hub.get_dir()}/checkpoints"
         ) from error
     return f"{weights} of torchvision", {
-        # DenseNet's are from before names of modules could not have dots.
+        # DenseNet's date from when module names could have dots.
         re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): tensor
         for key, tensor in state.items()
         if not key.startswith(("aux1.", "aux2.", "AuxLogits."))  # which `build_model` leaves out
@@ -140,7 +140,7 @@ def _from_torchvision(name: str, source: str) -> tuple[str, State]:
 
 
 def _from_file(path: Path) -> State:
-    """The tensors in a file."""
+    """Read the tensors in a file."""
     if not path.exists():
         raise UserError(
             f"model.pretrained: {path} does not exist; give a file that does, torchvision or none"
@@ -153,19 +153,19 @@ def _from_file(path: Path) -> State:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"model.pretrained: {path} is not a whole safetensors file ({one_line(error)}); "
-                "get it again"
+                f"model.pretrained: {path} is not a complete safetensors file "
+                f"({one_line(error)}); download or copy it again"
             ) from error
     if path.suffix in _TORCH_SUFFIXES:
         return _state_dict(path, _load(path))
     raise UserError(
         f"model.pretrained: {path} must end in .safetensors, {', '.join(_TORCH_SUFFIXES)}; "
-        "rename it to what it is"
+        "rename it to match its format"
     )
 
 
 def _load(path: Path) -> Any:
-    """What `torch.save` wrote, if nothing in it needs code to be run."""
+    """Load what `torch.save` wrote, if nothing in it requires running code."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises a dozen kinds
@@ -175,10 +175,11 @@ def _load(path: Path) -> Any:
         if isinstance(error, pickle.UnpicklingError) and other:
             raise UserError(
                 f"model.pretrained: {path} holds more than tensors ({other[1]}), which is not "
-                "unpickled; where it was made, save model.state_dict() alone"
+                "unpickled; save only model.state_dict() where it was made"
             ) from error
         raise UserError(
-            f"model.pretrained: {path} is not a whole file of torch.save; get it again"
+            f"model.pretrained: {path} is not a complete file of torch.save; download or "
+            "copy it again"
         ) from error
 
 
@@ -198,7 +199,7 @@ def _state_dict(path: Path, content: Any) -> State:
 
 
 def _renamed(state: State, expected: State) -> State:
-    """`state` with the names that the model uses."""
+    """Rename the tensors of `state` to the names that the model uses."""
     prefix = "module."
     if all(key.startswith(prefix) for key in state) and not _below("module", expected):
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
@@ -219,7 +220,7 @@ def _other_head(model: nn.Module, state: State, expected: State) -> str:
 
 
 def _remedy(state: State, expected: State) -> str:
-    """What would have to be set for `state` to fit."""
+    """Parameters to set so that `state` fits, for a message."""
     first = next((name for name, tensor in expected.items() if tensor.dim() == 4), "")
     if first in state and not misfit(expected, state | {first: expected[first]}):
         theirs, ours = state[first].shape, expected[first].shape

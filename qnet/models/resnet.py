@@ -2,8 +2,8 @@
 
 He et al., *Deep Residual Learning for Image Recognition*, 2015 (arXiv 1512.03385), table 1, as
 torchvision builds them (the stride of a bottleneck is on its 3×3 convolution). Names and logits
-are torchvision's, so its pretrained weights load. The difference: every use of a ReLU is a module
-of its own, where torchvision calls one several times, so that each can have its own quantizer.
+are torchvision's, so its pretrained weights load. The difference: every use of a ReLU is a separate
+module, where torchvision calls one several times, so that each can have its own quantizer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions around which the input is carried."""
+    """Two 3×3 convolutions with a shortcut around them."""
 
     expansion = 1
 
@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions, narrow in the middle, around which the input is carried."""
+    """1×1, 3×3 and 1×1 convolutions, narrow in the middle, with a shortcut around them."""
 
     expansion = 4
 
@@ -61,7 +61,7 @@ class Bottleneck(nn.Module):
         return self.relu3(y + self.downsample(x))
 
 
-# depth: the block, and how many of it are in each of the four stages
+# depth: the block, and its number in each of the four stages
 STAGES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -73,7 +73,7 @@ class ResNet(nn.Module):
     """ResNet of 18, 34 or 50 layers: [N, channels, H, W] -> logits [N, classes].
 
     Raises:
-        KeyError: another depth.
+        KeyError: no such depth.
     """
 
     def __init__(self, depth: int, *, classes: int, channels: int = 3) -> None:

@@ -2,7 +2,7 @@
 
 He et al., *Deep Residual Learning for Image Recognition*, 2015 (arXiv 1512.03385), section 4.2:
 three stages of 16, 32 and 64 channels, 6n + 2 layers, shortcuts without parameters ("option A").
-Modules are named as in akamaster/pytorch_resnet_cifar10, so that its published weights load.
+Modules are named as in akamaster/pytorch_resnet_cifar10, so its published weights load.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ STAGE_CHANNELS = (16, 32, 64)
 
 
 class PadShortcut(nn.Module):
-    """Shortcut into a wider stage: every second pixel, and as many zero channels on each side.
+    """Shortcut into a wider stage: every second pixel, and `padding` zero channels on each side.
 
     [N, C, H, W] -> [N, C + 2 * padding, ceil(H / 2), ceil(W / 2)]
     """
@@ -26,7 +26,7 @@ class PadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Subsample and pad x [N, C, H, W]."""
-        # As x[:, :, ::2, ::2], whose gradient would be NCHW and slow down the layers before.
+        # Same as x[:, :, ::2, ::2], whose gradient would be NCHW and slow down earlier layers.
         half = F.avg_pool2d(x, kernel_size=1, stride=2)
         return F.pad(half, (0, 0, 0, 0, self.padding, self.padding))
 
@@ -36,7 +36,7 @@ class PadShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions around which the input is carried; stride 2 begins a stage."""
+    """Two 3×3 convolutions with a shortcut around them; stride 2 begins a stage."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

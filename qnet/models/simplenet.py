@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class SimpleNet(nn.Module):
-    """[N, channels, H, W] -> logits [N, classes]; H and W at least 13 pixels."""
+    """SimpleNet: [N, channels, H, W] -> logits [N, classes], with H and W at least 13 pixels."""
 
     def __init__(self, *, classes: int, channels: int = 3) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The parameters of an experiment: what params.yaml may say, and what is said where it may not.
+"""Parameters of an experiment: what params.yaml may contain, and messages for what it may not.
 
-`schema` has the sections, `types` what a value may be, `file` reads YAML so that each value is what
-it looks like, and `errors` turns a mistake into one line.
+`schema` has the sections, `types` the allowed values, `file` reads YAML so that each value is what
+it looks like, and `errors` describes a mistake in one line.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is wrong with a params file, in one line.
+"""One-line descriptions of what is wrong with a params file.
 
-pydantic finds the parameter; what is allowed stands in the schema, as the description of the
-parameter's type or as the options of a Literal.
+pydantic finds the parameter; the schema says what is allowed, in the description of the
+parameter's type or the options of a Literal.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 LONGEST = 60
-"""Characters of a value that are shown."""
+"""Most characters of a value that are shown."""
 
 
 def explain(error: ValidationError, schema: type[BaseModel], tree: Any) -> str:
-    """The first thing that is wrong with `tree`, and how many more there are.
+    """Describe the first problem in `tree`, and say how many more there are.
 
     Unknown names come first: a misspelt name explains why another one is missing.
     """
     problems = error.errors(include_url=False)
     problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
-    sentences: dict[str, str] = {}  # by parameter; one of two types has a problem for each
+    sentences: dict[str, str] = {}  # by parameter; a union of two types reports a problem for each
     meant: set[str] = set()
     for problem in problems:
         kind, loc = problem["type"], problem["loc"]
@@ -38,7 +38,7 @@ def explain(error: ValidationError, schema: type[BaseModel], tree: Any) -> str:
         if kind == "missing":
             if name not in meant:
                 sentences[name] = f"{name} is missing; add it: {_allowed(field)}"
-        elif kind == "value_error" and _section(field):  # parameters that do not agree
+        elif kind == "value_error" and _section(field):  # parameters that conflict
             sentences[name] = f"{name}.{problem['ctx']['error']}"
         else:
             sentences[name] = f"{name} is {_shown(value)}; it must be {_allowed(field)}"
@@ -50,7 +50,7 @@ def explain(error: ValidationError, schema: type[BaseModel], tree: Any) -> str:
 def _find(
     schema: type[BaseModel], tree: Any, loc: tuple[int | str, ...]
 ) -> tuple[str, FieldInfo, Any]:
-    """The dotted name at `loc`, its field and its value; what lies inside a value is left out."""
+    """The dotted name at `loc`, its field and its value, without positions inside a value."""
     section: type[BaseModel] | None = schema
     field, names = FieldInfo(annotation=schema), []
     for part in loc:
@@ -66,7 +66,7 @@ def _find(
 def _unknown(
     schema: type[BaseModel], tree: Any, loc: tuple[int | str, ...]
 ) -> tuple[str, str, str]:
-    """Name of an unknown parameter, the one probably meant (or ""), and a sentence on both."""
+    """Name of an unknown parameter, the one probably meant (or ""), and a message on both."""
     _, field, given = _find(schema, tree, loc[:-1])
     known = list((_section(field) or schema).model_fields)
     absent = [name for name in known if name not in given]
@@ -102,7 +102,7 @@ def _did_you_mean(value: Any, field: FieldInfo) -> str:
 
 
 def _shown(value: Any) -> str:
-    """`value` as one writes it in YAML, on one line and not too long."""
+    """`value` as written in YAML, on one line and cut if too long."""
     text = _flow(value)
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
@@ -115,5 +115,5 @@ def _flow(value: Any) -> str:
     if value is None or value == "":
         return "empty"
     if isinstance(value, str) and not re.fullmatch(r"[!-~]+", value):
-        return repr(value)  # with spaces or signs that do not print
+        return repr(value)  # with spaces or unprintable characters
     return str(value)

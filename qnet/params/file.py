@@ -1,8 +1,8 @@
-"""Reading a small YAML file in which nothing is ambiguous.
+"""Reader for a small YAML file without ambiguities.
 
-Every scalar stays the text it is in the file, and the schema says what is a number. So `1e-06`,
-which DVC writes for 0.000001, is a number although YAML 1.1 takes it for text, `010` is ten and
-not eight, and a date is no surprise.
+Every scalar stays the text in the file, and the schema says what is a number. So `1e-06`, which
+DVC writes for 0.000001, is a number although YAML 1.1 takes it for text, `010` is ten and not
+eight, and nothing turns into a date.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from yaml.scanner import ScannerError
 
 from qnet.errors import UserError
 
-_MARKS = ("<" * 7, "=" * 7, ">" * 7)  # what git leaves behind
+_MARKS = ("<" * 7, "=" * 7, ">" * 7)  # git's conflict markers
 
 _OF_THE_LINE_BEFORE = ("mapping values are not allowed here", "could not find expected ':'")
 
@@ -25,7 +25,7 @@ LARGEST = 100_000
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The mappings, lists and texts in the file `path`.
+    """Read the mappings, lists and strings in the file `path`.
 
     Raises:
         UserError: the file is missing, too large, not text, not YAML, gives a key twice or uses
@@ -34,14 +34,14 @@ def read_yaml(path: str | Path) -> Any:
     text = _read_text(Path(path))
     for number, row in enumerate(text.splitlines(), start=1):
         if row.startswith(_MARKS):
-            raise UserError(f"{path}: line {number} is the mark of a merge conflict; settle it")
+            raise UserError(f"{path}: line {number} is a merge conflict marker; resolve it")
     try:
         return yaml.load(text, _TextLoader)
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{path}: {_explain(error)}") from None
     except RecursionError:
         raise UserError(f"{path}: it is nested too deeply; two levels are enough") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # what PyYAML lets through
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # that PyYAML does not wrap
         problem = " ".join(str(error).split())
         raise UserError(f"{path}: it is not valid YAML: {problem}") from None
 
@@ -66,7 +66,7 @@ def _read_text(path: Path) -> str:
 def _explain(error: yaml.MarkedYAMLError) -> str:
     problem = ", ".join(part for part in (error.context, error.problem) if part)
     marks = [error.problem_mark]
-    if isinstance(error, ScannerError):  # the context is the word that went wrong, lines before
+    if isinstance(error, ScannerError):  # the context is the faulty word, some lines before
         marks.insert(0, error.context_mark)
     lines = [str(mark.line + 1) for mark in marks if mark is not None]
     where = f"line {lines[-1]} is"
@@ -85,7 +85,7 @@ def _problem(words: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
 
 
 class _TextLoader(yaml.BaseLoader):
-    """YAML without types, and without what makes one line change several parameters."""
+    """YAML loader without types, and without aliases and other ways to set a parameter twice."""
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -98,7 +98,7 @@ class _TextLoader(yaml.BaseLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, ScalarNode):
-                raise _problem("a list or a section is no name", key.start_mark)
+                raise _problem("a list or a section cannot be a name", key.start_mark)
             if key.value in seen:
                 raise _problem(f"{key.value!r} is given twice; keep one of them", key.start_mark)
             seen.add(key.value)

@@ -1,7 +1,7 @@
-"""The schema of params.yaml: each section, its parameters, and what must hold between them.
+"""Schema of params.yaml: sections, parameters, and constraints between them.
 
-Nothing has a default here: params.yaml is complete, and a name missing there is an error.
-Units and meanings stand beside the values in params.yaml.
+There are no defaults: params.yaml is complete, and a name missing there is an error. Units and
+meanings are documented beside the values in params.yaml.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from qnet.params.types import (
 
 
 class Section(BaseModel):
-    """A group of parameters that cannot be changed and has no unknown names."""
+    """Group of parameters that is immutable and allows no unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataParams(Section):
-    """Which images, and how many of them are held out."""
+    """Data set, image format, and the share held out for validation."""
 
     name: Literal[
         "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder", "imagenet"
@@ -67,14 +67,14 @@ class DataParams(Section):
 
 
 class AugmentParams(Section):
-    """How training images are varied."""
+    """Augmentation of training images."""
 
     pad: Padding
     flip: SwitchOrAuto
 
 
 class ModelParams(Section):
-    """Which network, where its weights start, and which of its layers are quantized."""
+    """Network, its initial weights, and which of its layers are quantized."""
 
     name: Text
     pretrained: Pretrained
@@ -83,7 +83,7 @@ class ModelParams(Section):
 
 
 class TrainingParams(Section):
-    """What every training stage has."""
+    """Parameters that every training stage has."""
 
     epochs: CountOrZero
     batch_size: Count
@@ -102,7 +102,7 @@ class TrainingParams(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> TrainingParams:
-        """Refuse values that are each allowed, but not together."""
+        """Refuse values that are allowed on their own but not together."""
         if self.epochs == 0:  # the network is only evaluated
             return self
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
@@ -135,11 +135,11 @@ class TrainingParams(Section):
 
 
 class FpParams(TrainingParams):
-    """Training the full-precision network."""
+    """Parameters for training the full-precision network."""
 
 
 class TemperatureParams(Section):
-    """The temperature of the soft function, epoch by epoch."""
+    """Temperature of the soft function over the epochs."""
 
     per_epoch: Positive
     end: PositiveOrNone
@@ -147,14 +147,14 @@ class TemperatureParams(Section):
 
     @model_validator(mode="after")
     def _end_is_reached(self) -> TemperatureParams:
-        """Refuse an end that the cap would never let T come to."""
+        """Refuse an end above the cap, which T would never reach."""
         if self.end != "none" and self.end > self.cap:
             raise ValueError(f"end is {self.end:g}; it must be at most cap ({self.cap:g})")
         return self
 
 
 class QuantizedTrainingParams(TrainingParams):
-    """What the training of a quantized network has besides."""
+    """Further parameters for training a quantized network."""
 
     forward: Literal["hard", "soft"]
     backward_temperature: BackwardTemperature
@@ -168,13 +168,13 @@ class QuantizedTrainingParams(TrainingParams):
 
 
 class WeightsParams(QuantizedTrainingParams):
-    """Training with quantized weights."""
+    """Parameters for training with quantized weights."""
 
     levels: Levels
 
 
 class ActivationsParams(QuantizedTrainingParams):
-    """Training with quantized weights and activations."""
+    """Parameters for training with quantized weights and activations."""
 
     bits: Bits
     sites: Literal["input", "relu"]
@@ -185,13 +185,13 @@ class ActivationsParams(QuantizedTrainingParams):
 
     @model_validator(mode="after")
     def _frozen_epochs_fit(self) -> ActivationsParams:
-        """Refuse frozen epochs beyond the last, or where all of them are frozen anyway."""
+        """Refuse more frozen epochs than epochs, or any if all epochs are frozen anyway."""
         if self.epochs == 0 or self.frozen_epochs == 0:
             return self
         if self.weights == "frozen":
             raise ValueError(
                 f"frozen_epochs is {self.frozen_epochs} and weights is frozen, in all epochs; set "
-                "frozen_epochs to 0, or weights to what follows, hard or soft"
+                "frozen_epochs to 0, or weights to hard or soft, for the epochs after"
             )
         if self.frozen_epochs > self.epochs:
             raise ValueError(
@@ -201,7 +201,7 @@ class ActivationsParams(QuantizedTrainingParams):
 
 
 class ClusteringParams(Section):
-    """Where one kind of quantizer starts."""
+    """Initialisation of one kind of quantizer."""
 
     gamma: Tail
     thresholds: Thresholds
@@ -210,7 +210,7 @@ class ClusteringParams(Section):
 
 
 class ClusterParams(Section):
-    """Where the quantizers of weights and of activations start."""
+    """Initialisation of the quantizers of weights and activations."""
 
     images: Count
     weights: ClusteringParams
@@ -218,7 +218,7 @@ class ClusterParams(Section):
 
 
 class RuntimeParams(Section):
-    """Where and how fast: no part of the experiment, though its last digits depend on it."""
+    """Where and how fast to run; affects only the last digits of an experiment's results."""
 
     device: Device
     precision: Literal["auto", "float32", "bfloat16"]

@@ -1,7 +1,7 @@
-"""What a value in params.yaml may be, as types.
+"""Types that define the allowed values in params.yaml.
 
-The `description` of a type says what is allowed; `qnet.params.errors` puts it into its messages.
-Limits such as 1e9 are far beyond sense: they turn a slip of the keyboard into a clear message.
+The `description` of a type says what is allowed; `qnet.params.errors` uses it in messages. Limits
+such as 1e9 are far beyond any sensible value: they turn a typing error into a clear message.
 """
 
 from __future__ import annotations

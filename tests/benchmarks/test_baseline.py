@@ -1,4 +1,4 @@
-"""The textbook baseline computes what the library does, so that comparing their speed is fair."""
+"""The textbook baseline computes the same as the library, so that comparing speeds is fair."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_its_weights_have_the_library_s_gradients(hard):
     quantized = textbook.QuantizedWeights([(weight, clusters)], hard)
     quantized.save_and_quantize()
     y = weight.detach().clone()
-    weight.grad = x.square()  # that of what the layer used
+    weight.grad = x.square()  # the gradient of the quantized weight
     quantized.restore()
     assert torch.equal(weight.detach(), x)
 
@@ -50,7 +50,7 @@ def test_its_weights_have_the_library_s_gradients(hard):
     torch.testing.assert_close(y, expected.detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(weight.grad, leaf.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(quantized.betas[0].grad, ours.beta.grad, rtol=1e-4, atol=1e-4)
-    if not hard:  # of a hard function, the published code takes the soft one's
+    if not hard:  # for the hard function, the published code uses the soft one's gradient
         torch.testing.assert_close(quantized.alphas[0].grad, ours.alpha.grad, rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Every benchmark still runs, at its smallest; no test here looks at a time."""
+"""Every benchmark runs, at its smallest; no test here checks a time."""
 
 import math
 import sys
@@ -22,7 +22,7 @@ SMALLEST = {
 }
 
 
-UNKNOWN = {"inference": 2, "training_step": 5}  # cells without a figure, of ways not taken
+UNKNOWN = {"inference": 2, "training_step": 5}  # cells without a figure, for variants not run
 
 
 def run(name, monkeypatch, options):

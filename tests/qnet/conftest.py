@@ -1,4 +1,4 @@
-"""What tests of the library share: data and parameters of a tiny network, a fresh compiler."""
+"""Fixtures for tests of the library: data and parameters of a tiny network, a fresh compiler."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def two_phases(activations_params):
 
 @pytest.fixture
 def fresh_compiler():
-    """As at the start: `torch.compile` keeps few versions of a function, those of all tests."""
+    """Reset `torch.compile`, which keeps few versions of a function, counted over all tests."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""A checkpoint describes itself, comes back the same, and a wrong one is refused in one line."""
+"""A checkpoint describes itself and is read back the same; a wrong one is refused in one line."""
 
 from dataclasses import replace
 

@@ -98,7 +98,7 @@ def test_scaling_the_values_scales_alpha_and_beta(
     assert_allclose(scaled.alpha, c * found.alpha, rtol=5e-3)
     assert_allclose(scaled.beta, found.beta / c, rtol=5e-3)
     assert_allclose(scaled.inertia, found.inertia, rtol=5e-3)
-    # Bins fall otherwise. The optimum of k-means is flat: an edge moves, and the inertia hardly.
+    # Bins differ. The optimum of k-means is flat: an edge moves while the inertia hardly changes.
     assert_allclose(scaled.thresholds, found.thresholds, atol=0.02 * found.levels.max_abs)
 
 
@@ -147,7 +147,7 @@ def test_k_means_is_the_best_of_all_partitions(values: np.ndarray, k: int) -> No
     levels = LevelSet("test", tuple(range(k)))
     found = cluster(values, levels, gamma=0, thresholds="clustered", scale="max")
     y = np.sort(values.astype(np.float64)) * found.beta
-    assume(np.diff(y).min() > 1e-3)  # else two of them may share a bin
+    assume(np.diff(y).min() > 1e-3)  # else two values may share a bin
     cuts = [sorted(c) for c in product(range(1, len(y)), repeat=k - 1) if len({*c}) == k - 1]
     best = min(sum(part.var() * len(part) for part in np.split(y, c)) for c in cuts)
     assert_allclose(found.inertia, best / len(y), rtol=1e-4, atol=1e-6)
@@ -227,7 +227,7 @@ def test_central_thresholds_give_way_to_their_neighbours() -> None:
     levels = LevelSet("3", (-3, -2, -1, 0, 1, 2, 3))
     found = cluster(x, levels, gamma=0, thresholds="centroids", scale="max")
     assert (np.diff(found.thresholds) > 0).all()
-    assert max(np.abs(found.thresholds[1:-1])) < 0.05  # still of k-means, not uniform
+    assert max(np.abs(found.thresholds[1:-1])) < 0.05  # still from k-means, not uniform
 
 
 def test_trimming() -> None:

@@ -1,4 +1,4 @@
-"""A compiled network falls back where compiling fails, and hides nothing else that goes wrong."""
+"""A compiled network falls back if compiling fails, and hides no other errors."""
 
 import warnings
 from functools import partial
@@ -15,7 +15,7 @@ IMAGES = torch.zeros(2, 1, 8, 8)
 
 
 class Failing:
-    """Stands for what torch.compile gives."""
+    """Stand-in for the result of torch.compile."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -28,7 +28,7 @@ class Failing:
 
 @pytest.fixture
 def failing(monkeypatch):
-    """A network that was compiled, and whose compiled calls raise an error."""
+    """A compiled network whose calls raise an error."""
 
     def make(error: Exception) -> tuple[CompiledNetwork, Failing]:
         compiled = Failing(error)

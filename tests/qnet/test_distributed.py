@@ -1,4 +1,4 @@
-"""Two processes that share each batch train as one does."""
+"""Two processes that share each batch train like a single one."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 from tests.tiny import network
 
 WORLD = 2
-BATCH, STEPS = 15, 2  # of 15 images one process takes 7 and the other 8
+BATCH, STEPS = 15, 2  # of 15 images, one process takes 7 and the other 8
 CPU = Runtime(torch.device("cpu"), mixed=False)
 INFO = DatasetInfo(
     name="tiny", classes=("a", "b", "c"), size=8, channels=1, mean=(0.5,), std=(0.25,),
@@ -35,7 +35,7 @@ INFO = DatasetInfo(
 )  # fmt: skip
 
 
-# --- What is trained, alone or in one of two processes -------------------------------------------
+# --- Training, alone or in one of two processes --------------------------------------------------
 
 
 def images(count: int, seed: int) -> Split:
@@ -48,7 +48,7 @@ def images(count: int, seed: int) -> Split:
 
 
 class Exact(Batches):
-    """The same in float64, in which nothing is lost by another order of sums."""
+    """The same in float64, in which the order of sums does not matter."""
 
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         return ((images.double(), labels) for images, labels in super().epoch(generator))
@@ -60,7 +60,7 @@ class Exact(Batches):
 def model_of(kind: str) -> nn.Module:
     torch.manual_seed(0)
     model = network(3, 1, 8)
-    model[9] = nn.AdaptiveAvgPool2d((4, 1))  # between equal sums of levels, rounding finds the max
+    model[9] = nn.AdaptiveAvgPool2d((4, 1))  # for equal sums, rounding would choose the max
     if kind == "plain":
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.BatchNorm2d):
@@ -83,7 +83,7 @@ def model_of(kind: str) -> nn.Module:
 def trained(
     kind: str, resume: ResumeFile | None = None
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """The network after a few steps on this process's part of the batches, and its figures."""
+    """Network after a few steps on this process's part of the batches, and its figures."""
     params = load_params(ROOT / "params.yaml")
     section: FpParams = params.fp if kind == "plain" else getattr(params, kind)
     part = Part(rank(), world())
@@ -103,7 +103,7 @@ def trained(
 
 
 def gradients(kind: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Of the mean over a batch, and the running statistics."""
+    """Gradients of the mean over a batch, and running statistics."""
     model = model_of(kind).to(dtype).train()
     synchronise_batch_norm(model)
     generator = torch.Generator().manual_seed(0)
@@ -144,14 +144,14 @@ def worker(number: int, port: int, folder: Path) -> None:
 
 
 def few() -> list[int]:
-    """Images that this process scores of one."""
+    """Numbers of images that this process scores, of one in total."""
     part = Part(rank(), world())
     batches = Batches(images(1, 0), INFO, batch_size=4, device="cpu", part=part)
     return [len(labels) for _, labels in batches.ordered()]
 
 
 def alike() -> list[Tensor]:
-    """Batch norm of a channel of equal values and one of others, in bfloat16, and its gradient."""
+    """Batch norm and its gradient in bfloat16, for a constant and a varying channel."""
     norm = nn.Sequential(nn.BatchNorm2d(2))
     synchronise_batch_norm(norm)
     part = Part(rank(), world()).of(0, 4)
@@ -159,7 +159,7 @@ def alike() -> list[Tensor]:
     values[:, 0] = 5.0
     x = values[part].bfloat16().requires_grad_()
     y = norm(x)
-    y.pow(3).sum().backward()  # that of the squares is zero
+    y.pow(3).sum().backward()  # the gradient of the sum of squares is zero
     assert x.grad is not None
     return [y.detach(), x.grad]
 
@@ -172,7 +172,7 @@ def shared() -> dict[str, Tensor]:
 
 
 def shared_quantizer() -> Tensor:
-    """What a quantizer gives at thresholds of the first process."""
+    """Output of a quantizer at the thresholds of the first process."""
     first = torch.tensor([0.5, 1.5, 2.5])
     quantizer = Quantizer(activation_levels(2), thresholds=first - 0.1 * rank())
     share_state(quantizer)
@@ -180,7 +180,7 @@ def shared_quantizer() -> Tensor:
 
 
 def disagreement(folder: Path) -> str:
-    """What is said where only the first process finds the file to resume from."""
+    """Message if only the first process finds the file to resume from."""
     resume = ResumeFile(folder / f"resume-{rank()}")
     if rank() == 0:
         state = {"model": model_of("plain").state_dict()}
@@ -192,7 +192,7 @@ def disagreement(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> list[dict]:
-    """What the two processes found."""
+    """Results of the two processes."""
     folder = tmp_path_factory.mktemp("workers")
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
@@ -205,7 +205,7 @@ def both(tmp_path_factory) -> list[dict]:
         for process in workers:
             process.start()
     for process in workers:
-        process.join(240)  # those that are left end with this process
+        process.join(240)  # those that remain end with this process
         assert process.exitcode == 0
     return [torch.load(folder / f"{number}.pt") for number in range(WORLD)]
 

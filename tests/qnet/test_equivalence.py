@@ -1,19 +1,19 @@
-"""Told to train as the original does, the library follows it through two hundred steps.
+"""Set to train like the original, the library follows it through two hundred steps.
 
-The oracle is the algorithm of Yang et al., "Quantization Networks", CVPR 2019, and of its published
-code, written from the formulas: save the weight, overwrite it by the quantized one, let autograd
+The oracle is the algorithm of Yang et al., "Quantization Networks", CVPR 2019, and its published
+code, written from the formulas: save the weight, overwrite it with the quantized one, let autograd
 find dL/dQ as in any network, restore the weight, turn dL/dQ into the gradients of w, alpha and beta
-by hand, and step three optimizers. Against it stands the library as it is used: quantizers inserted
-into a network, and `Trainer.fit` with its schedules, its clipping and its scoring between epochs.
+by hand, and step three optimizers. It is compared with the library in normal use: quantizers
+inserted into a network, and `Trainer.fit` with its schedules, clipping and scoring between epochs.
 
-Where the two differ on purpose, and what is done about it here:
+Where the two differ on purpose, and how that is handled here:
 
 - Clipping at norm 5 is in both and never acts, which the oracle asserts: the original clips dL/dQ,
-  the library the gradients of all that is trained, the alpha and beta of weights included.
+  the library the gradients of everything trained, including the alpha and beta of weights.
 - The original clamps the argument of σ to ±10; the library only where σ has rounded to 0 or 1. The
-  oracle leaves the clamp out, and a test of its own shows what it does at these temperatures.
-- The original decays all but the alpha and beta of weights; the library, and so the oracle, only
-  matrices and kernels.
+  oracle omits the clamp, and a separate test shows its effect at these temperatures.
+- The original decays everything except the alpha and beta of weights; the library, and so the
+  oracle, only matrices and kernels.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from qnet.quantizer import Quantizer
 from qnet.runtime import Runtime
 from qnet.training import Trainer, TrainingData
 
-EPOCHS, STEPS, BATCH = 10, 20, 16  # steps of an epoch, images of a batch
-HOTTER = 5.0  # T rises by this much from epoch to epoch
+EPOCHS, STEPS, BATCH = 10, 20, 16  # steps per epoch, images per batch
+HOTTER = 5.0  # increase of T per epoch
 LR, MOMENTUM, DECAY, CLIP = 1e-3, 0.9, 1e-4, 5.0  # the paper's; a rate of 0.05 is chaotic here
 NORMS, RELUS, QUANTIZED = ("1", "4"), ("2", "5", "7"), ("3", "6")
 
 
 def network(dtype: torch.dtype) -> nn.Sequential:
-    """No batch norm after the second quantized layer: before one, alpha has no gradient."""
+    """Network without batch norm after quantized layer 2: before one, alpha has no gradient."""
     torch.manual_seed(4)
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False),
@@ -60,7 +60,7 @@ def network(dtype: torch.dtype) -> nn.Sequential:
 
 
 class FixedBatches:
-    """The same batches in the same order in every epoch; a bright band tells the class."""
+    """The same batches in the same order in every epoch; a bright band marks the class."""
 
     name = "fixed"
 
@@ -90,7 +90,7 @@ class FixedBatches:
 
 @dataclass(frozen=True)
 class Staircase:
-    """Levels, thresholds at no even distance, and the clamp of σ's argument."""
+    """Levels, unevenly spaced thresholds, and the clamp of σ's argument."""
 
     values: tuple[int, ...]
     thresholds: tuple[float, ...]
@@ -135,7 +135,7 @@ class Case:
     """What is quantized, and how it is trained.
 
     `hard_weights` is the original's last phase: the weights are hard and still learn through the
-    soft function's gradient; their alpha and beta, and what batch norm multiplies and adds, do not.
+    soft function's gradient; their alpha and beta, and the affine parameters of batch norm, do not.
     """
 
     weights: Staircase | None = None
@@ -146,14 +146,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a run went through and where it ended."""
+    """Losses and final state of a run."""
 
     losses: Tensor  # [EPOCHS · STEPS]
-    state: dict[str, Tensor]  # all of the network, and alpha and beta by the library's names
+    state: dict[str, Tensor]  # the whole network, with alpha and beta under the library's names
 
 
 def start_of_beta(weight: Tensor, staircase: Staircase) -> float:
-    """5p / 4q; alpha starts at its inverse."""
+    """Initial beta, 5p / 4q; alpha starts at its inverse."""
     return 5 * staircase.values[-1] / (4 * weight.abs().max().item())
 
 
@@ -270,7 +270,7 @@ def original(case: Case, dtype: torch.dtype) -> Trajectory:
 
 
 def quantizer(staircase: Staircase, beta: float, dtype: torch.dtype, **options: Any) -> Quantizer:
-    """Starts at a temperature that is not the schedule's, which has to set it."""
+    """Quantizer with another temperature than the schedule's, which must set it."""
     scale = torch.tensor(beta, dtype=dtype)
     return Quantizer(
         LevelSet("tested", staircase.values),
@@ -284,12 +284,12 @@ def quantizer(staircase: Staircase, beta: float, dtype: torch.dtype, **options: 
 
 @pytest.fixture
 def sections(weights_params: Any, activations_params: Any) -> tuple[Any, Any]:
-    """Two that make a section of params.yaml, with the values given changed."""
+    """Two functions that make a section of params.yaml with given values changed."""
     return weights_params, activations_params
 
 
 def library(case: Case, dtype: torch.dtype, sections: tuple[Any, Any]) -> Trajectory:
-    """The network and its losses, trained by the library."""
+    """Network and losses after training by the library."""
     model = network(dtype)
     weights, activations = {}, {}
     if case.weights is not None:
@@ -334,7 +334,7 @@ def library(case: Case, dtype: torch.dtype, sections: tuple[Any, Any]) -> Trajec
     return Trajectory(torch.stack(losses), model.state_dict())
 
 
-# --- The two side by side -----------------------------------------------------------------------
+# --- Comparison ---------------------------------------------------------------------------------
 
 CASES = {
     "1/32": Case(BINARY),
@@ -346,7 +346,7 @@ CASES = {
 
 
 def assert_same(actual: Trajectory, expected: Trajectory, losses: float, state: float) -> None:
-    """Within these distances, absolute and relative, whatever the type."""
+    """Assert equality within these absolute and relative tolerances, whatever the type."""
     torch.testing.assert_close(
         actual.losses, expected.losses, rtol=losses, atol=losses, check_dtype=False
     )
@@ -361,7 +361,7 @@ def assert_same(actual: Trajectory, expected: Trajectory, losses: float, state: 
 def test_in_float64_the_library_is_the_original(name, sections, monkeypatch):
     expected = original(CASES[name], torch.float64)
     assert expected.losses[-STEPS:].mean() < expected.losses[:STEPS].mean() / 2  # it learns
-    # The trainer rounds the logits to float32, whatever the network's type: here it may not.
+    # The trainer rounds the logits to float32, whatever the network's type; it must not do so here.
     monkeypatch.setattr(Tensor, "float", lambda tensor: tensor)
     actual = library(CASES[name], torch.float64, sections)
     assert_same(actual, expected, losses=1e-9, state=1e-9)
@@ -370,7 +370,7 @@ def test_in_float64_the_library_is_the_original(name, sections, monkeypatch):
 @pytest.mark.parametrize("name", ["1/32", "2/32", "3pm4/32", "32/2"])
 def test_in_float32_the_library_is_the_original_but_for_rounding(name, sections):
     expected = original(CASES[name], torch.float64)
-    # The oracle in float32 is as far from itself in float64 as the library: for 32/2 at the end,
+    # The oracle in float32 is as far from itself in float64 as the library is: for 32/2 at the end,
     # where each step magnifies the last one's rounding, 6e-5 in the loss and 4e-4 in a weight.
     actual = library(CASES[name], torch.float32, sections)
     assert_same(actual, expected, losses=1e-3, state=1e-2)

@@ -1,4 +1,4 @@
-"""Scores and classes come of one pass over the images."""
+"""Scores and classes come from a single pass over the images."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.trainers import CPU
 
 
 class Given:
-    """Logits as they are, in batches."""
+    """Batches of given logits."""
 
     name = "test"
     passes = 0

@@ -1,4 +1,4 @@
-"""In eval mode a layer with quantized input and weight adds whole numbers, which rounds nothing."""
+"""In eval mode a layer with quantized input and weight adds integers, without rounding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYERS = {
 
 @pytest.fixture(params=LAYERS)
 def layer_and_input(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
-    """A quantized layer in eval mode, with scales that are no powers of two, and what it reads."""
+    """Quantized layer in eval mode, with scales that are not powers of two, and its input."""
     torch.manual_seed(0)
     build, shape = LAYERS[request.param]
     layer = build()
@@ -33,7 +33,7 @@ def layer_and_input(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
 
 
 def scaled_sums(layer: nn.Module, x: Tensor) -> Tensor:
-    """The sums of levels in float64, where whole numbers are exact, scaled in float32."""
+    """Sums of levels in float64, where integers are exact, scaled in float32."""
     inputs, weights = layer.input_quantizer, layer.weight_quantizer
     levels = inputs.integers(x).double(), weights.integers(layer.weight).double()
     is_convolution = isinstance(layer, nn.Conv2d)

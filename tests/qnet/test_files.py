@@ -1,4 +1,4 @@
-"""Files are written whole; what is no file is written to as it is."""
+"""Files are written completely or not at all; pipes and the like are written to directly."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""The compiled step function: the oracle's numbers, no recompilation, and what happens without."""
+"""The compiled step function: the oracle's numbers, no recompilation, and the fallback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EVERY_WINDOW = [(None, 4.0), (None, 0.5), (3.0, 3.0), (40.0, 1.0), (2000.0, 2000
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The compiled path, for tensors of any size."""
+    """Use the compiled path for tensors of any size."""
     monkeypatch.setattr(qnet.fused, "_WORTH_IT", 0)
     use_compiled(True)
     yield
@@ -38,7 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch, small: None) -> None:
-    """The kernels' arithmetic without the time that compiling takes."""
+    """Run the kernels' arithmetic without the time for compiling."""
     monkeypatch.setattr(qnet.fused, "_compiled", lambda function, contract=False: function)
 
 
@@ -57,7 +57,7 @@ def quantized(
 
 
 def values(levels: LevelSet, count: int) -> Tensor:
-    """Multiples of 1/64, so that 1.25 x is exact in float32 and no value is on two sides."""
+    """Multiples of 1/64: 1.25 x is exact in float32, and no threshold comparison is ambiguous."""
     reach = levels.max_abs + 3.0
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, generator=generator).mul(reach * 32).round().div(64)
@@ -109,7 +109,7 @@ def test_a_compiled_kernel_gives_the_numbers_of_the_uncompiled_path(
 def test_compiled_or_not_a_value_next_to_a_threshold_is_on_the_same_side(
     small: None, levels: LevelSet
 ) -> None:
-    """beta x is rounded before it is compared, in a kernel too."""
+    """Check that beta x is rounded before it is compared, in a kernel too."""
     thresholds, beta = halfway(levels), torch.tensor(1.7)
     at = (thresholds.double() / beta.double()).float()
     steps = torch.arange(-8, 9, dtype=torch.int32).view(-1, 1)
@@ -216,7 +216,7 @@ def test_small_tensors_and_scales_per_channel_are_not_compiled() -> None:
 
 
 def test_far_below_thresholds_that_share_an_exponential_the_gradient_is_zero() -> None:
-    """With T (b - c) just below what they share it at."""
+    """T (b - c) is just below the limit at which they share it."""
     thresholds, steps = [-2.49, -1.0, 0.7, 2.49], [1, 1, 1, 1]
     planned = plan_of(Stairs(thresholds, steps), 8.0)
     assert planned is not None

@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph. Without a CUDA device a stand-in shows when it is recorded."""
+"""A training step as a CUDA graph; without a CUDA device, a stand-in shows when it is recorded."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -12,7 +12,7 @@ EAGER = 3  # steps before recording
 
 
 class StandIn:
-    """In place of a CUDA graph: counts what would be recorded and replayed, and runs neither."""
+    """Stand-in for a CUDA graph that counts recordings and replays without running them."""
 
     recorded = replayed = 0
     recording = False
@@ -34,7 +34,7 @@ class StandIn:
 
 
 class Steps:
-    """A step that notes which images it sees, and may fail where it is recorded."""
+    """Step that notes the images it sees, and may fail while it is recorded."""
 
     def __init__(self, cuda, fails=False):
         self.cuda, self.fails = cuda, fails

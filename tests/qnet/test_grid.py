@@ -1,4 +1,4 @@
-"""Every pair of weight levels and activation bits trains, and ends on exactly its levels."""
+"""Every pair of weight levels and activation bits trains, and ends with exactly its levels."""
 
 from itertools import product
 

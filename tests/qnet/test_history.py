@@ -1,4 +1,4 @@
-"""Which epoch is kept."""
+"""Choice of the epoch that is kept."""
 
 import pytest
 

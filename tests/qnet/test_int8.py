@@ -40,7 +40,7 @@ LAYERS = {
 def quantized(
     layer: nn.Module, weights: int | str = 3, activations: int = 4, signed: bool = False
 ) -> nn.Module:
-    """The layer in eval mode with quantizers whose scales are no powers of two."""
+    """The layer in eval mode with quantizers whose scales are not powers of two."""
     torch.manual_seed(0)
     of_weights = weight_levels(weights)
     of_inputs = activation_levels(activations, signed=signed)
@@ -121,7 +121,7 @@ def test_weights_take_a_byte(layer_and_input):
 
 
 def network(name: str) -> nn.Module:
-    """A network with quantizers at all its places."""
+    """A network with quantizers everywhere."""
     torch.manual_seed(0)
     model = build_model(name, classes=5, channels=3, size=32)
     insert_quantizers(

@@ -302,7 +302,7 @@ TORCHVISION = ["resnet18", "mobilenet_v2", "vgg11", "shufflenet_v2_x0_5", "regne
 
 
 def input_scales(model: nn.Module, names: list[str], images: Tensor) -> dict[str, float]:
-    """Root mean square of the input of each layer: with it as α the signal stays alive."""
+    """Root mean square of each layer's input, used as α to keep the signal from vanishing."""
     scales: dict[str, float] = {}
     handles = []
     for name in names:

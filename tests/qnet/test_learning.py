@@ -1,4 +1,4 @@
-"""What learns in a phase is what its parameters say, whatever was trained before."""
+"""A phase trains what its parameters say, whatever was trained before."""
 
 import pytest
 from torch import nn
@@ -53,7 +53,7 @@ def test_the_parameters_decide_what_learns(activations_params):
         ({"weights": "hard", "weight_scales": True, "freeze_bn_affine": True}, norms),
         ({"weights": "soft", "weight_scales": True}, set()),
     ):
-        Learning(model, activations_params(**changes))  # the one before leaves no trace
+        Learning(model, activations_params(**changes))  # the previous phase leaves no trace
         assert names(model, "") - learning_names(model) == still, changes
 
 

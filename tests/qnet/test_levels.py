@@ -1,4 +1,4 @@
-"""Level sets: the table of the method, what is refused, and in which words."""
+"""Level sets: the table of the method, what is refused, and the messages."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def random_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The model's weights, with batch norm statistics that are not those it starts with."""
+    """The model's weights, with batch norm statistics other than the initial ones."""
     state = model.state_dict()
     for key, value in state.items():
         if key.endswith("running_mean"):
@@ -75,7 +75,7 @@ def test_cifar_resnet_names_are_those_of_the_published_weights() -> None:
     assert "layer3.2.bn2.running_var" in keys
     assert keys[-2:] == ["linear.weight", "linear.bias"]
     stems = {key.rpartition(".")[0].rpartition(".")[2] for key in keys}
-    assert stems == {"conv1", "bn1", "conv2", "bn2", "linear"}  # shortcuts hold nothing
+    assert stems == {"conv1", "bn1", "conv2", "bn2", "linear"}  # shortcuts have no parameters
 
 
 def test_pad_shortcut_subsamples_and_adds_zero_channels_on_both_sides() -> None:
@@ -207,7 +207,7 @@ def test_images_are_scaled_as_pretrained_weights_expect(name: str) -> None:
 def test_unknown_torchvision_name() -> None:
     with pytest.raises(UserError, match=r"model\.name: 'torchvision/resnet19'.*resnet18"):
         build_model("torchvision/resnet19", classes=10)
-    with pytest.raises(UserError, match="no classifier"):
+    with pytest.raises(UserError, match="not a classifier"):
         build_model("torchvision/fcn_resnet50", classes=10)
 
 
@@ -228,7 +228,7 @@ def test_own_model(own_module: types.ModuleType) -> None:
     own_module.tiny = tiny  # type: ignore[attr-defined]
     model = build_model("own_models:tiny", classes=3, channels=2, size=5)
     assert model[1].weight.shape == (3, 50)
-    assert [module.training for module in model] == [True, True, False]  # left as it was
+    assert [module.training for module in model] == [True, True, False]  # unchanged
 
 
 def test_own_model_that_cannot_be_traced_without_data(own_module: types.ModuleType) -> None:
@@ -294,7 +294,7 @@ def test_own_model_in_another_type(dtype: torch.dtype, own_module: types.ModuleT
 
 
 class Linear(nn.Linear):
-    """A network of one layer, which `how` says something of."""
+    """Network of one layer with the fault `how`."""
 
     def __init__(self, classes: int, channels: int, size: int, how: str = "") -> None:
         super().__init__(channels * size**2, classes)
@@ -319,7 +319,7 @@ class WithExtra(Linear):
         (Linear, "pair", r"gives tuple while training for two images"),
         (Linear, "raises", r"cannot take images of data.size 4 .*no training today"),
         (Linear, "frozen", "without a parameter to train"),
-        (WithExtra, "", "whose state holds _extra_state, a dict; only tensors"),
+        (WithExtra, "", "whose state holds _extra_state, a dict; a checkpoint can hold only"),
     ],
 )
 def test_own_model_that_cannot_be_trained(

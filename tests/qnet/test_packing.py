@@ -1,4 +1,4 @@
-"""A packed network is as large as it is said to be, and computes what the trained one does."""
+"""A packed network has the stated size and computes the same as the trained one."""
 
 import pytest
 import torch

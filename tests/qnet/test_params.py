@@ -1,4 +1,4 @@
-"""params.yaml is read whole or refused in one line; no other exception ever comes out."""
+"""params.yaml is read completely or refused in one line, without any other exception."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Load = Callable[[str | bytes], Params]
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """Loads the parameters in a text."""
+    """Return a function that loads the parameters in a text."""
     path = tmp_path_factory.mktemp("params") / "params.yaml"
 
     def load(content: str | bytes) -> Params:
@@ -43,7 +43,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 
 
 def changed(**values: Any) -> str:
-    """The params file with some parameters changed: `fp__lr=1` sets fp.lr; None removes it."""
+    """Text of params.yaml with some values changed: `fp__lr=1` sets fp.lr; None removes it."""
     tree = copy.deepcopy(TREE)
     for name, value in values.items():
         section, key = at(tree, tuple(name.split("__")))
@@ -284,7 +284,7 @@ def test_long_values_are_cut(load: Load) -> None:
         (b"seed: 0\nfp:\n  lr: 1\n  lr: 2\n", "line 4 is not valid YAML: 'lr' is given twice; k"),
         (b"fp:\n\tlr: 1\n", "line 2 is not valid YAML: "),
         (b"fp:\n\tlr: 1\n", "; indent with spaces"),
-        (b"seed: 0\n<<<<<<< HEAD\n", "line 2 is the mark of a merge conflict; settle it"),
+        (b"seed: 0\n<<<<<<< HEAD\n", "line 2 is a merge conflict marker; resolve it"),
         (b"a: 1\nb:\n  c: 1\n  d 2\n  e: 3\n", "lines 4 to 5 are not valid YAML: "),
         (b"a: 1\nb:\n  c:1\n  d: 2\n", "; is each `name: value` here and in the line before in"),
         (b"a: 1\nb: [1\n", "line 3 is not valid YAML: "),

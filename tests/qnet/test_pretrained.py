@@ -1,4 +1,4 @@
-"""Weights from elsewhere are loaded whole or not at all, and what is done or wrong is said."""
+"""Pretrained weights are loaded completely or not at all, with notes or one error."""
 
 from argparse import Namespace
 from urllib.error import URLError
@@ -88,7 +88,7 @@ def test_a_quantized_checkpoint_of_our_own_is_refused(tiny_info, tmp_path):
 
 @pytest.mark.parametrize("classifier", ["linear", "fc"])
 def test_a_published_cifar_resnet(classifier, tmp_path):
-    """As akamaster's: nn.DataParallel, PyTorch's old format, no count of batches."""
+    """Like akamaster's: nn.DataParallel, PyTorch's old format, no count of batches."""
     published = build_model("resnet20", classes=10)
     path = tmp_path / "resnet20-12fca82f.th"
     state = {
@@ -109,7 +109,7 @@ def test_another_number_of_classes_starts_a_new_head(tmp_path):
     torch.save(wanted, path)
     head = state_of(model[11])
     notes = load_pretrained(model, str(path), name=TINY)
-    assert notes[1:] == [f"11 starts anew: {path} has 7 classes, the data 3"]
+    assert notes[1:] == [f"11 starts from random weights: {path} has 7 classes, the data 3"]
     assert same(head, model[11].state_dict())
     body = {name: tensor for name, tensor in wanted.items() if not name.startswith("11.")}
     assert same(body, {name: model.state_dict()[name] for name in body})
@@ -162,11 +162,11 @@ def test_a_truncated_file(kind, keep, tmp_path):
     else:
         torch.save(tiny(1).state_dict(), path, _use_new_zipfile_serialization=kind == "pth")
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    refuse(tiny(2), path, "is not a whole .*; get it again")
+    refuse(tiny(2), path, "is not a complete .*; download or copy it again")
 
 
 class Mine:
-    """Something that unpickles only where this class is."""
+    """Object that can be unpickled only where this class is defined."""
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_no_state_dict(content, tmp_path):
 
 @pytest.fixture
 def published(monkeypatch):
-    """What torchvision downloads: `published(state)`, or an error to raise; the addresses asked."""
+    """Set what torchvision downloads, `published(state)`, or an error; collect the addresses."""
     asked: list[str] = []
 
     def publish(result):
@@ -253,7 +253,7 @@ def test_torchvisions_weights_with_a_new_head(published):
     published(torchvision.models.squeezenet1_1(weights=None).state_dict())
     model = build_model("torchvision/squeezenet1_1", classes=10, size=64)
     notes = load_pretrained(model, "torchvision", name="torchvision/squeezenet1_1")
-    assert notes[1].startswith("classifier.1 starts anew: SqueezeNet1_1_Weights.IMAGENET1K_V1 of")
+    assert notes[1].startswith("classifier.1 starts from random weights: SqueezeNet1_1_Weights")
     assert notes[1].endswith("has 1000 classes, the data 10")
 
 
@@ -278,8 +278,8 @@ def test_torchvision_without_a_network(published, monkeypatch, tmp_path):
     refuse(
         model,
         "torchvision",
-        r"could not be downloaded \(<urlopen error Name or service not known>\); run it again with "
-        r"a network, or put https://\S+\.pth into \S+/checkpoints",
+        r"could not be downloaded \(<urlopen error Name or service not known>\); run it again "
+        r"while online, or put https://\S+\.pth into \S+/checkpoints",
         "torchvision/squeezenet1_1",
     )
 

@@ -1,4 +1,4 @@
-"""The module: what it learns, what it keeps, what it refuses."""
+"""The quantizer module: what it learns, saves and refuses."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_thresholds_that_change_are_followed(how: str) -> None:
     if how == "replaced":
         quantizer.thresholds = thresholds
     else:
-        with torch.no_grad():  # as averaging does, or DistributedDataParallel as it begins
+        with torch.no_grad():  # as in weight averaging, or at the start of DistributedDataParallel
             quantizer.thresholds.copy_(thresholds)
     x = torch.tensor([-3.0, 1.0, 3.0])
     for values in (x, x.double()):

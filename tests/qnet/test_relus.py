@@ -145,7 +145,7 @@ def test_a_relu_that_changes_something_stays() -> None:
 
 
 class Readers(nn.Module):
-    """A ReLU whose output, or whose input, something else reads too."""
+    """ReLU whose output or input has a second reader."""
 
     def __init__(self, read: str, inplace: bool) -> None:
         super().__init__()
@@ -210,8 +210,8 @@ def test_a_network_that_cannot_be_traced_keeps_its_relus_and_says_so() -> None:
     with pytest.warns(UserWarning, match="cannot be traced .*ReLUs before binary"):
         assert skip_relus(model) == []
     more = quantized(Readers("values", inplace=True), "layer", "other", bits=2)
-    assert skip_relus(more) == []  # and no word where it only saves time, nor
-    assert skip_relus(Readers("values", inplace=True)) == []  # where there is none to skip
+    assert skip_relus(more) == []  # no warning if it only saves time, or
+    assert skip_relus(Readers("values", inplace=True)) == []  # if there is none to skip
 
 
 @pytest.mark.parametrize("bits", [1, 2])
@@ -234,7 +234,7 @@ def test_another_phase_looks_anew(bits: int) -> None:
         ("twice", True, 1, ["relu"]),
         ("twice", True, 2, ["relu"]),
         ("called twice", True, 1, []),
-        ("a view", True, 1, []),  # so it is here
+        ("a view", True, 1, []),  # here too
         ("a view", False, 1, []),
         ("by a layer called twice", False, 1, ["relu"]),
         ("by a layer called twice", False, 2, []),  # x has a gradient below zero
@@ -252,7 +252,7 @@ def test_who_reads_it_decides(read: str, inplace: bool, bits: int, skipped: list
 
 
 class WithAuxiliary(nn.Module):
-    """A second reader of the ReLU, while training alone."""
+    """A second reader of the ReLU, in training only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ def test_a_quantizer_whose_beta_is_not_above_zero_needs_the_relu() -> None:
 
 
 class Optional(nn.Module):
-    """Its shortcut reads the ReLU, unless it is given one."""
+    """Network whose shortcut reads the ReLU, unless it is given one."""
 
     def __init__(self) -> None:
         super().__init__()

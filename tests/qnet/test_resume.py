@@ -1,4 +1,4 @@
-"""The name by which an unfinished run is found again."""
+"""Name by which an unfinished run is found again."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a process takes of its machine, alone and among others."""
+"""Resources that a process uses, alone and among others."""
 
 import os
 
@@ -19,7 +19,7 @@ def params() -> RuntimeParams:
 
 @pytest.fixture
 def among_three(monkeypatch) -> None:
-    """Number 1 of 3 processes on this machine, of 6 in all, and two CUDA devices."""
+    """Process number 1 of 3 on this machine, of 6 in all, with two CUDA devices."""
     for module in (devices, runtime):
         monkeypatch.setattr(module, "world", lambda: 6)
         monkeypatch.setattr(module, "local_world", lambda: 3)
@@ -30,12 +30,12 @@ def among_three(monkeypatch) -> None:
 
 @pytest.fixture
 def threads(monkeypatch) -> list[int]:
-    """What is set, and no thread more."""
+    """Collect the numbers of threads that are set, without setting them."""
     found: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", found.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch, "set_flush_denormal", lambda mode: True)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # put back afterwards
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # restored afterwards
     yield found
     torch.use_deterministic_algorithms(False)
 
@@ -51,7 +51,7 @@ def test_cublas_is_told_to_be_deterministic(params, threads, monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     runtime.start(params)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the other that is
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the other deterministic setting
     runtime.start(params)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 

@@ -1,4 +1,4 @@
-"""Types, sizes and chunks: what is fast must stay right, and keep no more than it needs."""
+"""Types, sizes and chunks: the fast code must be correct, and keep no more than it needs."""
 
 from __future__ import annotations
 

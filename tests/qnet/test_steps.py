@@ -126,7 +126,7 @@ def test_window_has_its_own_temperature(levels: LevelSet, place, mode) -> None:
     theirs_by_x, theirs_by_beta = torch.autograd.grad(surrogate, (x, quantizer.beta), grad)
     close(by_x, theirs_by_x)
     close(by_beta, theirs_by_beta, 1e-9)
-    close(by_alpha, (grad * y / alpha).sum_to_size(alpha.shape))  # of the forward, as it was
+    close(by_alpha, (grad * y / alpha).sum_to_size(alpha.shape))  # that of the forward pass
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-3, 1e9])

@@ -1,4 +1,4 @@
-"""The window of a straight line, and step functions in compiled networks."""
+"""Straight-through gradients, and step functions in compiled networks."""
 
 from itertools import pairwise
 

@@ -12,7 +12,7 @@ from qnet.teacher import Teacher, folded, teaching
 
 
 def settled(name: str) -> nn.Module:
-    """A network whose batch norm does something."""
+    """Network with nontrivial batch norm statistics."""
     torch.manual_seed(0)
     network = build_model(name, classes=5, channels=3, size=32)
     for module in network.modules():
@@ -116,7 +116,7 @@ def test_converted_once_it_computes_the_same_as_converted_in_every_call(name):
 
 
 class Optional(nn.Module):
-    """Branches on arguments that a trainer does not give."""
+    """Network that branches on arguments that a trainer does not pass."""
 
     def __init__(self) -> None:
         super().__init__()

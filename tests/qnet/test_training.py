@@ -114,7 +114,7 @@ def test_a_parameter_without_elements_is_no_matter(params, data):
 
 
 class Recomputed(torch.nn.Sequential):
-    """Computes its activations again in the backward pass."""
+    """Network that recomputes its activations in the backward pass."""
 
     def forward(self, x):
         return checkpoint(super().forward, x, use_reentrant=False)
@@ -223,7 +223,7 @@ def test_between_batches_the_host_never_waits_for_the_device(
 def test_a_network_is_compiled_once_whatever_t_is(params, data, monkeypatch):
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
-    # A small rate: a rounding error grows a thousandfold an epoch at a large one.
+    # A small rate: at a large one a rounding error grows a thousandfold per epoch.
     settings = params("activations", weights="soft", lr=0.005)
 
     def soft(runtime):
@@ -256,7 +256,7 @@ def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(params, data, mon
 
 
 def test_the_loss_is_the_mean_of_labels_and_teacher(params, data):
-    """In float64, as docs/method.md has it: Hinton et al. (2015) and Szegedy et al. (2016)."""
+    """Check the loss in docs/method.md in float64: Hinton et al. (2015), Szegedy et al. (2016)."""
     share, softness, smoothing, classes = 0.3, 3.0, 0.2, 3
     settings = params(
         "weights",
@@ -287,7 +287,7 @@ def test_the_loss_is_the_mean_of_labels_and_teacher(params, data):
 
 
 class Versioned(nn.Identity):
-    """Reads no state of an unknown version, as some networks of torchvision."""
+    """Module that refuses a state of unknown version, like some networks of torchvision."""
 
     _version = 2
 
@@ -297,7 +297,7 @@ class Versioned(nn.Identity):
 
 
 class Volume(nn.Module):
-    """Has a weight of five dimensions beside those of images."""
+    """Network with a five-dimensional weight besides those for images."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Batch norm while training, and measured when the weights are final."""
+"""Batch norm in training, and measured when the weights are final."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_measured_batch_norm_is_the_average_over_the_batches():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2, momentum=0.3), nn.BatchNorm1d(2)).train()
     batches = [torch.randn(5, 2) * 3 + 1 for _ in range(4)]
-    for norm in (model[1], model[2]):  # what it was before does not count
+    for norm in (model[1], model[2]):  # its previous value does not count
         norm.num_batches_tracked.fill_(1000)
         norm.running_mean.fill_(5)
     measure_batch_norm(model, iter(batches))

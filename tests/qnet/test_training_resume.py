@@ -1,4 +1,4 @@
-"""A run cut short goes on as if it had not been."""
+"""An interrupted run resumes as if it had not been interrupted."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_dropout_goes_on_as_if_the_run_had_not_been_cut(params, data, tmp_path):
     resume = ResumeFile(tmp_path / "run.safetensors")
     with pytest.raises(Killed):
         run().fit(resume, kill)
-    torch.manual_seed(7)  # what other code drew meanwhile makes no difference
+    torch.manual_seed(7)  # other code's random draws make no difference
     assert run().fit(resume) == expected
 
 

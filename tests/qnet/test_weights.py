@@ -1,4 +1,4 @@
-"""Weights quantized together are those quantized one by one, and so are their gradients."""
+"""Weights quantized together, and their gradients, equal those quantized one by one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ assert LEVELS
 
 
 def resnet20(levels: int | str = 2) -> nn.Module:
-    """With quantized weights, in float64; each layer has scales of its own."""
+    """ResNet-20 with quantized weights, in float64; each layer has its own scales."""
     torch.manual_seed(0)
     model = build_model("resnet20", classes=10, channels=3, size=32).double()
     given = weight_levels(levels)
@@ -61,7 +61,7 @@ def test_together_as_one_by_one(levels: int | str) -> None:
 
 
 def test_a_step_of_resnet20_quantizes_five_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its 18 quantized layers have weights of five shapes, two of which one layer has alone."""
+    """Its 18 quantized layers have weights of five shapes, two of them in a single layer each."""
     model, calls = resnet20(), []
     apply = Quantize.apply
     monkeypatch.setattr(Quantize, "apply", lambda x, *rest: calls.append(len(x)) or apply(x, *rest))
@@ -92,14 +92,14 @@ def test_what_stands_ready_goes_when_a_step_fails() -> None:
 
 
 class Halved(Quantizer):
-    """Computes in a way of its own."""
+    """Quantizer with a different computation."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x / 2)
 
 
 def odd_ones() -> Iterator[Quantizer]:
-    """Each differs from `Quantizer(LEVELS)` in what keeps it from being quantized together."""
+    """Quantizers that differ from `Quantizer(LEVELS)`, each in a way that rules out grouping."""
     yield Quantizer(LEVELS, forward_mode="soft")
     yield Quantizer(LEVELS, backward_temperature="exact")
     yield Quantizer(LEVELS, backward_temperature=2.0)

@@ -20,5 +20,5 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def workspace(finished, tmp_path) -> Path:
-    """A copy of that folder, to spoil."""
+    """A copy of that folder, free to be changed."""
     return Path(shutil.copytree(finished, tmp_path / "copy"))

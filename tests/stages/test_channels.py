@@ -1,4 +1,4 @@
-"""Gray images: one channel and a first layer for it, or repeated in three."""
+"""Gray images: one channel with a first layer for it, or repeated to three channels."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""How a stage or a tool ends."""
+"""Exit of a stage or a tool."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ def test_nobody_reads_what_is_printed(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             run_tool(raises(BrokenPipeError()))
         assert end.value.code == 1
-        os.write(out.fileno(), b"lost")  # to /dev/null: what Python flushes at its end is no error
+        os.write(out.fileno(), b"lost")  # to /dev/null: Python's final flush is no error
     assert (tmp_path / "out").read_bytes() == b""
     assert capsys.readouterr().err == ""
 

@@ -1,4 +1,4 @@
-"""Experiments side by side."""
+"""Comparison of experiments."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
 def experiment(fp: float, weights: float, activations: float, **changes: Any) -> dict[str, Any]:
-    """Its top-1 in each stage; `changes` are `section__name=value`."""
+    """Experiment with this top-1 in each stage; `changes` are `section__name=value`."""
     tree = copy.deepcopy(PARAMS)
     for name, value in changes.items():
         *parents, leaf = name.split("__")
@@ -71,7 +71,7 @@ def test_what_is_not_quantized_has_no_row():
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What `dvc exp show --json` gives: a commit and the experiments that start from it."""
+    """Output of `dvc exp show --json` for a commit and the experiments started from it."""
 
     def data(found: dict[str, Any] | None) -> dict[str, Any]:
         if found is None:  # queued
@@ -92,7 +92,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         experiment(90, 89, 80, activations__bits=1, activations__select_on="test"),
         None,
     ]
-    stale = experiment(99, 99, 99)  # metrics of other parameters than those beside them
+    stale = experiment(99, 99, 99)  # metrics and parameters that do not belong together
     done = {"state": "success", "name": "dvc-task"}
 
     def revision(found: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             "data": data(stale),
             "experiments": [
                 *(revision(found, executor=None) for found in runs[:2]),
-                *(revision(found, executor=done) for found in runs[2:]),  # as from a queue
+                *(revision(found, executor=done) for found in runs[2:]),  # as from the queue
                 revision(stale, executor={"state": "running"}),
             ],
         },

@@ -1,4 +1,4 @@
-"""A training stage in two processes, through the command line: its result, and its bad ends."""
+"""A training stage in two processes, from the command line: its result, and its failures."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from qnet.params import load_params
 from qnet.runtime import processes
 from tests.pipeline import run, start, write_params
 
-# Batches of 85 are shared by 42 and 43. SGD from a small rate keeps close what starts so.
+# Batches of 85 are split into 42 and 43. With a small rate, SGD does not amplify differences.
 CHANGES = {"fp__batch_size": 85, "fp__lr": 0.01, "fp__epochs": 4}
 
 
@@ -43,7 +43,7 @@ def figures(folder: Path) -> list[dict[str, float]]:
 
 @pytest.fixture
 def begun(workspace):
-    """Starts train_fp, waits for its first epoch, and gives it and its processes in their order."""
+    """Start train_fp, wait for its first epoch, and return it and its processes in order."""
     started = []
 
     def begin() -> tuple["subprocess.Popen[str]", list[psutil.Process]]:

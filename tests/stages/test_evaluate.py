@@ -22,7 +22,7 @@ EXACT = Runtime(torch.device("cpu"), mixed=False)
 
 @pytest.fixture
 def fill(tmp_path, tiny_info, tiny_split):
-    """Writes params.yaml, prepared data and a network for `classes` to a folder."""
+    """Write params.yaml, prepared data and a network for `classes` to a folder."""
 
     def fill(classes=("a", "b", "c"), seed=0):
         torch.manual_seed(seed)
@@ -158,7 +158,7 @@ def test_images_of_a_folder_become_what_the_network_takes(fill, tmp_path):
     (tmp_path / "images" / "a" / "notes.txt").touch()
     output = run("evaluate", tmp_path, CHECKPOINT, "--folder", "images")
     assert "evaluate: 3 of 3 images are not 8×8: scaled to it" in output
-    assert "not those of images: images/a/notes.txt" in output
+    assert "not named like images: images/a/notes.txt" in output
     assert "images: 3 images" in output
 
 
@@ -167,7 +167,7 @@ def test_class_folders_that_differ_are_named(fill, tmp_path):
     for name in ("a", "c", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
     message = refused(tmp_path, CHECKPOINT, "--folder", "images")
-    assert "images: lacks b and has dog besides: it must hold one folder for each" in message
+    assert "images: lacks b and also has dog: it must hold one folder for each" in message
     assert "nowhere: is not a folder" in refused(tmp_path, CHECKPOINT, "--folder", "nowhere")
     (tmp_path / "images" / "dog").rename(tmp_path / "images" / "b")
     assert "images/a: holds no images" in refused(tmp_path, CHECKPOINT, "--folder", "images")
@@ -190,12 +190,12 @@ def test_other_prepared_data_are_refused(change, word, fill, tmp_path):
 
 def test_a_split_that_was_drawn_otherwise_is_told(fill, tmp_path):
     checkpoint, _ = fill()
-    note = "is split otherwise than when this network was trained: validation may mix images"
+    note = "is split differently than when this network was trained: validation may include images"
     assert note not in run("evaluate", tmp_path, CHECKPOINT, "--split", "validation")
     other = replace(checkpoint, dataset=replace(checkpoint.dataset, mean=(0.25,)))
     save_checkpoint(tmp_path / CHECKPOINT, other)
     assert note in run("evaluate", tmp_path, CHECKPOINT, "--split", "validation")
-    assert "split otherwise" not in run("evaluate", tmp_path, CHECKPOINT)
+    assert "split differently" not in run("evaluate", tmp_path, CHECKPOINT)
 
 
 @pytest.mark.parametrize(

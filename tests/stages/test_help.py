@@ -1,4 +1,4 @@
-"""Stages and tools tell what they do. A stage takes no arguments."""
+"""Stages and tools have a help text; a stage takes no arguments."""
 
 import re
 import runpy
@@ -14,7 +14,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
-    """What `python -m stages.<stage>` says and its exit status, in a folder with nothing in it."""
+    """Exit status and output of `python -m stages.<stage>` in an empty folder."""
 
     def start(stage: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"{ROOT}/stages/{stage}.py", *arguments])
@@ -27,7 +27,7 @@ def command(monkeypatch, capsys, tmp_path):
 
 
 def files(stage: str) -> set[str]:
-    """What the stage reads beside code and writes, as dvc.yaml says; of metrics/ its folder."""
+    """Files except code that dvc.yaml says a stage reads and writes; for metrics/, folders."""
     content = STAGES[stage]
     listed = [content[kind] for kind in ("deps", "outs", "metrics", "plots") if kind in content]
     names = [next(iter(entry)) if isinstance(entry, dict) else entry for group in listed

@@ -60,15 +60,15 @@ def test_every_stage_runs_and_workers_change_nothing(workspace):
     assert outs(workspace) == alone
 
     output = run("evaluate", workspace, "checkpoints/fp.safetensors", "--split", "validation")
-    assert "may be split otherwise (it cannot be told) than when this network was" in output
+    assert "may be split differently (cannot be checked) than when this network was" in output
     output = run("evaluate", workspace, "checkpoints/fp.safetensors")
-    assert "split otherwise" not in output
+    assert "split differently" not in output
     assert "data/prepared, test: 12 images" in output
     write_tree(workspace / "in_folders")
     of_folder = run(
         "evaluate", workspace, "checkpoints/fp.safetensors", "--folder", "in_folders/val"
     )
-    assert "in_folders/val: 12 images" in of_folder  # cut as the stages cut them
+    assert "in_folders/val: 12 images" in of_folder  # cropped as in the stages
     assert of_folder.split("\n\n", 1)[1] == output.split("\n\n", 1)[1]
     for stage in ("cluster", "train_weights", "train_activations"):
         run(stage, workspace)

@@ -1,4 +1,4 @@
-"""How a training stage tells whether it was started alone or as one of several processes."""
+"""Detection of whether a training stage was started alone or as one of several processes."""
 
 import sys
 
@@ -12,7 +12,7 @@ MASTER = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
 @pytest.fixture
 def how(monkeypatch, tmp_path):
-    """What a stage becomes with these environment variables: alone, a launcher, or one of many."""
+    """Role of a stage with these environment variables: alone, a launcher, or one of many."""
 
     def find(processes: int, **environment: str) -> str:
         found: list[str] = []

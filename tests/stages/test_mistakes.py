@@ -1,4 +1,4 @@
-"""A mistake, a file that is missing or damaged, a machine that fails: one line each."""
+"""User mistakes, missing or damaged files and machine failures are reported in one line each."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tests.pipeline import run, write_params
         ({"fp__batch_size": 5000}, "fp.batch_size"),
         ({"runtime__device": "cuda:7"}, "runtime.device"),
         ({"fp__lr": 1e9, "fp__clip_norm": 0}, "fp.lr"),
-        # What later stages would refuse, before the network is trained:
+        # Refused before training, though only later stages need it:
         (
             {"model__quantize": ["firts"]},
             "model.quantize: 'firts' fits no layer, nearest is 'first'",
@@ -84,7 +84,7 @@ def test_images_of_another_kind_than_the_network_takes_are_refused(stage, worksp
     output = run(stage, workspace, status=2).strip()
     assert output.endswith(
         "they differ in channels; set data to what it was trained on and run `dvc repro prepare`, "
-        "or train it anew with `dvc repro`"
+        "or train it again with `dvc repro`"
     )
     assert "\n" not in output
 
@@ -196,7 +196,7 @@ def network(**kinds):
             "double",
             DOUBLE,
             "model.name: 'double:network' returned a network in torch.float64; return it in "
-            "torch.float32: runtime.precision says in what it is computed",
+            "torch.float32: runtime.precision sets the type it is computed in",
         ),
         (
             "dice",
@@ -221,7 +221,7 @@ def test_a_network_that_is_not_usable_is_refused_before_training(
 def test_a_file_that_may_not_be_read_is_not_called_damaged(workspace):
     (workspace / "checkpoints" / "fp.safetensors").chmod(0)
     output = run("cluster", workspace, status=2).strip()
-    assert output.startswith("error: checkpoints/fp.safetensors: Permission denied; mend")
+    assert output.startswith("error: checkpoints/fp.safetensors: Permission denied; fix")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
@@ -231,13 +231,13 @@ def test_clusters_that_may_not_be_read_are_not_called_damaged(workspace):
     assert "checkpoints/weight_clusters.json: Permission denied" in output
 
 
-def test_a_head_that_starts_anew_needs_training(workspace, tmp_path):
+def test_a_head_with_random_weights_needs_training(workspace, tmp_path):
     content = build_model("resnet20", classes=7, channels=1).state_dict()
     torch.save(content, tmp_path / "other.pth")
     changes = {"model__name": "resnet20", "model__pretrained": str(tmp_path / "other.pth")}
     write_params(workspace, **changes, fp__epochs=0)
     output = run("train_fp", workspace, status=2).strip().splitlines()[-1]
-    assert output.startswith("error: fp.epochs is 0, and linear starts anew: ")
+    assert output.startswith("error: fp.epochs is 0, and linear starts from random weights: ")
 
 
 def test_a_name_that_is_taken_is_told_before_training(workspace):
@@ -270,7 +270,7 @@ def test_memory_that_runs_out_is_said_in_one_line(workspace, monkeypatch):
         ),
         (
             PermissionError(13, "Permission denied", "some/file"),
-            "some/file: Permission denied; mend the path, its permissions or the disk",
+            "some/file: Permission denied; fix the path, its permissions or the disk",
         ),
     ],
     ids=lambda value: type(value).__name__,

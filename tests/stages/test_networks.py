@@ -1,4 +1,4 @@
-"""Networks that know nothing of this project, through all five stages."""
+"""Networks independent of this project, through all five stages."""
 
 import json
 
@@ -74,12 +74,12 @@ class ThinVGG(torchvision.models.VGG):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """36 pictures of three classes to train on, 12 to test."""
+    """36 training images of three classes, and 12 test images."""
     return write_tree(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.mark.parametrize(
-    ("name", "grouped"),  # how many convolutions of several groups are to be quantized
+    ("name", "grouped"),  # number of grouped convolutions that are quantized
     [
         ("torchvision/mobilenet_v2", 17),
         ("torchvision/vgg11", 0),
@@ -94,7 +94,7 @@ def test_through_all_stages(name, grouped, pictures, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(torchvision.models.vgg, "VGG", ThinVGG)
     monkeypatch.setattr(stages.cluster, "BITS", [BITS])
-    for module in (stages.cluster, stages.train_activations):  # most of the time
+    for module in (stages.cluster, stages.train_activations):  # it takes most of the time
         monkeypatch.setattr(module, "draw_clusters", lambda *arguments: None)
     torch.manual_seed(0)
     images = torch.randn(8, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
@@ -126,7 +126,7 @@ def test_through_all_stages(name, grouped, pictures, tmp_path, monkeypatch):
     model = checkpoint.model.to(memory_format=torch.channels_last)
     with torch.no_grad():
         assert torch.equal(model(images), logits[-1])
-    assert_quantized(model, images, grouped)  # by hooks, with which α stands inside the sums
+    assert_quantized(model, images, grouped)  # with hooks, α is inside the sums
     run("evaluate", tmp_path, "checkpoints/activations.safetensors", "--json", "found.json")
     metrics = json.loads((tmp_path / "metrics" / "train_activations" / "metrics.json").read_text())
     found = json.loads((tmp_path / "found.json").read_text())
@@ -134,7 +134,7 @@ def test_through_all_stages(name, grouped, pictures, tmp_path, monkeypatch):
 
 
 def assert_quantized(model: nn.Module, images: torch.Tensor, grouped: int) -> None:
-    """Every layer but the first and the last has weights of one bit and inputs of `BITS`."""
+    """Check that all but the first and last layers have one-bit weights and inputs of `BITS`."""
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     first, *between, last = layers
     assert {type(first), type(last)} == {nn.Conv2d, nn.Linear}

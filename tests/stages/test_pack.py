@@ -1,4 +1,4 @@
-"""`python -m stages.pack`: a file as large as the metrics say, read as any checkpoint is."""
+"""`python -m stages.pack`: a file of the size in the metrics, loaded like any checkpoint."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ TRAINED, PACKED = "checkpoints/weights.safetensors", "checkpoints/packed.safeten
 
 @pytest.fixture
 def trained(tmp_path, tiny_info):
-    """A network with quantized weights, whose checkpoint lies in a project with params.yaml."""
+    """Network with quantized weights, whose checkpoint is in a project with params.yaml."""
     model = network(3, 1, 8).eval()
     insert_quantizers(model, weights={"3": Quantizer(weight_levels(2), alpha=0.1, beta=10.0)})
     write_params(tmp_path)
@@ -34,7 +34,7 @@ def test_the_packed_file_computes_the_same(trained, tmp_path):
     output = run("pack", tmp_path, TRAINED, PACKED)
     size, length = model_bytes(trained), (tmp_path / PACKED).stat().st_size
     assert output.startswith(f"{PACKED}: {size:,} bytes of network, ")
-    assert output.endswith(f"and {length - size:,} that describe it\n")
+    assert output.endswith(f"plus {length - size:,} bytes of metadata\n")
     images = torch.randn(8, 1, 8, 8)
     assert torch.equal(load_model(tmp_path / PACKED)(images), trained(images))
 
@@ -59,7 +59,7 @@ def test_only_a_packed_file_is_overwritten(trained, tmp_path):
     run("pack", tmp_path, TRAINED, PACKED)
     for name in ("params.yaml", TRAINED):
         before = (tmp_path / name).read_bytes()
-        message = f"error: {name} exists and is no packed checkpoint; give another name"
+        message = f"error: {name} exists and is not a packed checkpoint; give another name"
         assert message in refused(tmp_path, PACKED, name)
         assert (tmp_path / name).read_bytes() == before
 

@@ -1,4 +1,4 @@
-"""W/A as all tables name it."""
+"""W/A as named in all tables."""
 
 import pytest
 

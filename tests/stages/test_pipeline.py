@@ -1,4 +1,4 @@
-"""The stages one after another, and a stage killed at any moment."""
+"""The stages one after another, and stages killed at any moment."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ OUTPUT = {"train_fp": "fp", "train_weights": "weights", "train_activations": "ac
 
 
 def results(folder: Path, stage: str) -> dict[str, bytes]:
-    """What a training stage leaves behind, but for the TensorBoard files with their clock times."""
+    """Outputs of a training stage, except for the TensorBoard files, which contain clock times."""
     files = [folder / "checkpoints" / f"{OUTPUT[stage]}.safetensors"]
     files += sorted((folder / "metrics" / stage).glob("*.*"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -81,7 +81,7 @@ def test_the_report_prints_and_draws_the_three_networks(finished, tmp_path):
 def test_the_report_tells_of_networks_that_are_not_here(workspace):
     (workspace / "checkpoints" / "weights.safetensors").unlink()
     last = run("report", workspace).splitlines()[-1]
-    assert last.startswith("not here: checkpoints/weights.safetensors; the figures come with git")
+    assert last.startswith("not here: checkpoints/weights.safetensors; the figures are from git")
 
 
 @pytest.mark.parametrize("stage", OUTPUT)
@@ -128,7 +128,7 @@ def test_a_run_killed_before_and_after_weights_thaw_ends_with_the_same_bytes(wor
     run("train_activations", workspace)
     expected = results(workspace, "train_activations")
     kill_after("train_activations", workspace, epochs=1)
-    kill_after("train_activations", workspace, epochs=3)  # the line that it resumed, then two
+    kill_after("train_activations", workspace, epochs=3)  # its resume line, then two epochs
     assert "resumed after epoch" in run("train_activations", workspace)
     assert results(workspace, "train_activations") == expected
 
@@ -178,7 +178,7 @@ def test_full_passes_the_network_on(workspace):
         assert curves.startswith("epoch,lr,train_loss")
         assert curves.count("\n") == 1
     table = run("report", workspace, "--picture", str(workspace / "result.png")).splitlines()
-    assert len(table) == 3  # no network is quantized
+    assert len(table) == 3  # nothing is quantized
 
 
 def test_weights_in_full_precision_with_quantized_activations(workspace):
@@ -228,7 +228,7 @@ def test_thresholds_from_the_network_with_quantized_weights(workspace):
     assert fp["6.input_quantizer"].beta != weights["6.input_quantizer"].beta
     assert fp["6.weight_quantizer"].beta == weights["6.weight_quantizer"].beta
 
-    # The same network as fp gives the same clusters.
+    # The network of fp, copied, gives the same clusters.
     shutil.copy(
         workspace / "checkpoints" / "fp.safetensors", workspace / "checkpoints/weights.safetensors"
     )

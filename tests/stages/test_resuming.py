@@ -1,4 +1,4 @@
-"""A killed training stage is resumed, also where DVC deletes the folder that it ran in."""
+"""A killed training stage is resumed, even if DVC deletes the folder that it ran in."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ def epochs(file) -> int:
 
 @pytest.fixture
 def experiment(tmp_path):
-    """The resume file of a run in an experiment's folder, as DVC makes them."""
+    """Resume file of a run in an experiment's folder, as made by DVC."""
 
     def start(name: str) -> KeptFile:
         folder = tmp_path / ".dvc" / "tmp" / "exps" / name
@@ -33,7 +33,7 @@ def experiment(tmp_path):
         with chdir(folder):
             file = resume_file("train_fp-1234")
         assert isinstance(file, KeptFile)
-        file.path = folder / file.path  # the stage stays where it is
+        file.path = folder / file.path  # the stage stays in its folder
         return file
 
     return start
@@ -55,7 +55,7 @@ def test_an_experiment_whose_folder_is_deleted_is_resumed_in_another(folder, exp
     save(first, 1)
     save(first, 2)
     shutil.rmtree(first.path.parent.parent)
-    with chdir(tmp_path):  # also outside of an experiment
+    with chdir(tmp_path):  # even outside an experiment
         assert epochs(resume_file("train_fp-1234")) == 2
     again = experiment("tmp3")
     assert epochs(again) == 2

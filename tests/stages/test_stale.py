@@ -1,4 +1,4 @@
-"""What has changed since a stage read it."""
+"""Inputs that changed since a stage read them."""
 
 import pytest
 

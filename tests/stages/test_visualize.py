@@ -1,4 +1,4 @@
-"""`python -m stages.visualize`: a picture for each quantizer, of what it is given and gives."""
+"""`python -m stages.visualize`: an image of the inputs and outputs of each quantizer."""
 
 import os
 from dataclasses import replace
@@ -21,7 +21,7 @@ LEVELS = {"3": weight_levels("3pm4"), "6": weight_levels(8)}
 
 @pytest.fixture
 def fill(tmp_path, tiny_info, tiny_split):
-    """Writes params.yaml, prepared data and both checkpoints of a tiny network."""
+    """Write params.yaml, prepared data and both checkpoints of a tiny network."""
     torch.manual_seed(0)
     model = network(3, 1, 8).eval()
     checkpoint = Checkpoint(model, "tests.tiny:network", tiny_info)
@@ -58,7 +58,7 @@ def refused(folder, *arguments):
 
 def test_every_quantizer_has_a_picture(fill, tmp_path):
     output = run("visualize", tmp_path)
-    assert output == f"{ACTIVATIONS}: 5 pictures in pictures\n"
+    assert output == f"{ACTIVATIONS}: 5 images in pictures\n"
     weights, activations = {"weights/3.png", "weights/6.png"}, {"activations/6.png"}
     activations |= {"activations/8.png"}
     assert drawn(tmp_path / "pictures") == weights | activations | {"overview.png"}
@@ -119,9 +119,7 @@ def test_other_prepared_data_are_refused(fill, tmp_path):
 
 def test_a_packed_checkpoint_has_no_weights_to_show(fill, tmp_path):
     save_checkpoint(tmp_path / "packed", fill, packed=True)
-    assert "packed is packed, without the weights that were quantized" in refused(
-        tmp_path, "packed"
-    )
+    assert "packed is packed, without its unquantized weights" in refused(tmp_path, "packed")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Batches equal a plain loop over images; every image has a crop and a flip of its own."""
+"""Batches equal a plain loop over images; every image has its own crop and flip."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def normalised(images: Tensor, info: DatasetInfo) -> Tensor:
 
 
 def cut_one(image: Tensor, top: int, left: int, mirrored: bool, pad: int) -> Tensor:
-    """Crop and mirror one image [C, S, S], written plainly."""
+    """Crop and mirror one image [C, S, S] in plain code."""
     size = image.shape[-1]
     cut = F.pad(image, (pad, pad, pad, pad))[:, top : top + size, left : left + size]
     return cut.flip(-1) if mirrored else cut
@@ -127,8 +127,8 @@ def test_every_augmented_image_is_a_crop_of_its_own_image() -> None:
 
 
 def positions(augment: Augment, size: int = 9, count: int = 2000) -> tuple[Tensor, Tensor]:
-    """Where a bright pixel right of the centre ends up, in `count` copies of one image, relative
-    to the centre: rows and columns."""
+    """Rows and columns (from the centre) to which a bright pixel right of the centre moves in
+    `count` copies of one image."""
     image = torch.zeros(1, size, size, dtype=torch.uint8)
     image[0, size // 2, size // 2 + 1] = 255
     split = Split(image.repeat(count, 1, 1, 1), torch.zeros(count, dtype=torch.int64))
@@ -221,7 +221,7 @@ def test_the_images_are_not_changed() -> None:
 
 def test_a_batch_larger_than_the_training_set() -> None:
     split, info = some_data()
-    with pytest.raises(UserError, match=r"batch_size: 21 is more than the 20 images.*at most 20"):
+    with pytest.raises(UserError, match=r"21 is more than the 20 training images.*at most 20"):
         Batches(split, info, batch_size=21, device="cpu", augment=Augment(0, False))
     Batches(split, info, batch_size=20, device="cpu", augment=Augment(0, False))
     evaluation = Batches(split, info, batch_size=21, device="cpu")

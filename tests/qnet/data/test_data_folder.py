@@ -1,4 +1,4 @@
-"""A tree of image files: what is read, in which order, and what is refused."""
+"""A tree of image files: what is read, in what order, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qnet.errors import UserError
 
 
 def write(path: Path, value: int = 0, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:
-    """An image file of one gray; `size` is width, height."""
+    """Write an image file of uniform gray; `size` is width, height."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", size, value).convert(mode).save(path)
 
@@ -28,7 +28,7 @@ def load(root: Path, size: int | None = None, channels: int | None = None) -> Ra
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Classes cat and dog; train: 3 and 2 images, test: 1 and 2; the gray value numbers them."""
+    """Classes cat and dog; train: 3 and 2 images, test: 1 and 2; gray values number them."""
     root = tmp_path / "pets"
     names = ["train/cat/b.png", "train/cat/a.png", "train/cat/c.png", "train/dog/1.png"]
     names += ["train/dog/0.png", "test/cat/x.png", "test/dog/y.png", "test/dog/z.png"]
@@ -85,7 +85,7 @@ def test_hidden_and_nested_files(tree: Path) -> None:
 def test_files_that_are_no_images_are_passed_over_with_a_note(tree: Path) -> None:
     (tree / "train/cat/boxes.txt").write_text("1 2 3 4")
     assert load(tree).notes == [
-        f"passed over, as their names are not those of images: {tree}/train/cat/boxes.txt"
+        f"ignored, as they are not named like images: {tree}/train/cat/boxes.txt"
     ]
 
 
@@ -94,7 +94,7 @@ def test_links_to_folders_are_noted(tree: Path, tmp_path: Path) -> None:
     write(more / "x.png", 1)
     (tree / "train/cat/more").symlink_to(more, target_is_directory=True)
     assert load(tree).notes == [
-        f"passed over, as links to folders are not followed: {tree}/train/cat/more"
+        f"ignored, as links to folders are not followed: {tree}/train/cat/more"
     ]
 
 
@@ -152,7 +152,7 @@ def test_photographs_are_turned_upright(tree: Path) -> None:
     left_half = np.zeros((8, 8), np.uint8)
     left_half[:, :4] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
+    exif[0x0112] = 6  # to be turned by 90° clockwise
     Image.fromarray(left_half).save(tree / "train/cat/0.jpg", exif=exif, quality=100)
     image = load(tree).train.images[0, 0]
     assert image[:4].min() > 200
@@ -243,7 +243,7 @@ def test_a_folder_that_cannot_be_looked_into_is_named(tree: Path, locked: str) -
     write(tree / "train/cat/deeper/e.png")
     (tree / locked).chmod(0)
     try:
-        with pytest.raises(UserError, match=rf"{locked}.*: cannot be looked at \(Permission"):
+        with pytest.raises(UserError, match=rf"{locked}.*: cannot be accessed \(Permission"):
             load(tree)
     finally:
         (tree / locked).chmod(0o700)
@@ -254,7 +254,5 @@ def test_a_folder_that_cannot_be_listed_is_named(tree: Path, monkeypatch) -> Non
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr(os, "scandir", fail)
-    with pytest.raises(
-        UserError, match=r"train: cannot be looked at \(Permission denied\): mend it"
-    ):
+    with pytest.raises(UserError, match=r"train: cannot be accessed \(Permission denied\): fix it"):
         load(tree)

@@ -1,4 +1,4 @@
-"""An ImageNet tree is listed whole or refused in one line; nothing but names and sizes is read."""
+"""An ImageNet tree is listed completely or refused in one line; only names and sizes are read."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_train_txt_may_leave_pictures_out(flat: Path) -> None:
     (flat / "train.txt").write_text("\n".join(lines[::2]))
     info, _, notes = listed(flat)
     assert info.counts["train"] + info.counts["validation"] == 18
-    assert notes == [f"pictures passed over, as they are not in {flat / 'train.txt'}: 18"]
+    assert notes == [f"images ignored, as they are not in {flat / 'train.txt'}: 18"]
 
 
 def test_lists_beside_class_folders_are_not_used(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_an_empty_class(tree: Path) -> None:
     if not (tree / "val.txt").exists():
         assert "val: lacks the class folder n09999999" in refused(tree)
         (tree / "val" / "n09999999").mkdir()
-    assert "n09999999: holds no pictures" in refused(tree)
+    assert "n09999999: holds no images" in refused(tree)
 
 
 def test_a_class_missing_in_train(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_class_missing_in_train(tmp_path: Path) -> None:
 def test_an_empty_flat_val(flat: Path) -> None:
     for path in (flat / "val").iterdir():
         path.unlink()
-    assert "val: holds no pictures" in refused(flat)
+    assert "val: holds no images" in refused(flat)
     (flat / "val.txt").unlink()
     assert "val: has no class folders, and" in refused(flat)
 
@@ -197,7 +197,7 @@ def test_a_label_with_two_folders(flat: Path) -> None:
 def test_a_class_or_all_missing_in_a_list(flat: Path, file: str) -> None:
     lines = (flat / file).read_text().splitlines()
     (flat / file).write_text("\n".join(line for line in lines if not line.endswith(" 1")))
-    assert f"{file}: names no picture of {WNIDS[1]}" in refused(flat)
+    assert f"{file}: names no image of {WNIDS[1]}" in refused(flat)
     (flat / file).write_text("\n")
     assert f"{file}: is empty" in refused(flat)
 
@@ -244,7 +244,7 @@ def test_a_damaged_manifest(tree: Path, tmp_path: Path) -> None:
     save_manifest(folder, *listed(tree)[:2])
     sizes = np.load(folder / "train_bytes.npy")
     np.save(folder / "train_bytes.npy", sizes + 1)
-    with pytest.raises(UserError, match=r"train files beside it do not fit its checksum"):
+    with pytest.raises(UserError, match=r"train files beside it do not match its checksum"):
         load_listing(folder, "train")
     tree.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"data\.root: .* is not there: put it back"):
@@ -256,4 +256,4 @@ def test_a_damaged_manifest(tree: Path, tmp_path: Path) -> None:
 
 def test_a_link_to_nothing_is_named_and_not_left_out(tree: Path) -> None:
     (tree / "train" / WNIDS[0] / "gone.JPEG").symlink_to("nowhere.JPEG")
-    assert "gone.JPEG: cannot be looked at (No such file or directory)" in refused(tree)
+    assert "gone.JPEG: cannot be accessed (No such file or directory)" in refused(tree)

@@ -1,4 +1,4 @@
-"""What is written is what is read, all of it or nothing."""
+"""Prepared data is read as it was written, completely or not at all."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_an_archive_is_not_an_array(folder: Path) -> None:
 
 
 def test_unknown_split(folder: Path) -> None:
-    with pytest.raises(UserError, match="knows no split 'dev', only train, validation, test"):
+    with pytest.raises(UserError, match="has no split 'dev', only train, validation, test"):
         load_split(folder, "dev")
 
 
@@ -196,8 +196,8 @@ def test_a_description_that_lacks_a_field() -> None:
 @pytest.mark.parametrize(
     ("field", "values", "message"),
     [
-        ("std", [0.0], r"std \(0\.0,\) has to be above zero"),
-        ("classes", ["a", "a"], r"classes \('a', 'a'\) have to have different names"),
+        ("std", [0.0], r"std \(0\.0,\) must be above zero"),
+        ("classes", ["a", "a"], r"classes \('a', 'a'\) must have different names"),
     ],
 )
 def test_an_impossible_description(field: str, values: list[object], message: str) -> None:

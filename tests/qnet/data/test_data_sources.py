@@ -184,7 +184,7 @@ def test_mnist_files_that_do_not_fit(tmp_path: Path, name: str, array: np.ndarra
 
 
 def write_pickle(path: Path, content: dict[str, object]) -> str:
-    """Write a file of CIFAR's kind; returns its MD5."""
+    """Write a file in CIFAR's format and return its MD5."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pickle.dumps(content))
     return hashlib.md5(path.read_bytes()).hexdigest()
@@ -194,7 +194,7 @@ def write_pickle(path: Path, content: dict[str, object]) -> str:
 def cifar(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, Path, np.ndarray]:
-    """A small CIFAR in the published format, whose MD5s torchvision takes for the right ones."""
+    """A small CIFAR in the published format, whose MD5s torchvision accepts."""
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[request.param]
     folder = tmp_path / kind.base_folder
     pixels = np.random.default_rng(0).integers(256, size=(30, 3 * 32 * 32), dtype=np.uint8)

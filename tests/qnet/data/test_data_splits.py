@@ -15,7 +15,7 @@ from qnet.errors import UserError
 
 
 def some_raw(per_class: tuple[int, ...] = (30, 20, 10), channels: int = 2) -> Raw:
-    """Images sorted by class; no two are equal, as the first pixels spell their number."""
+    """Images sorted by class, all different, as the first pixels encode their number."""
     labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
     generator = torch.Generator().manual_seed(0)
     shape = (len(labels), channels, 4, 4)

@@ -1,4 +1,4 @@
-"""Decoded on the way: the same batches with any number of workers, and bad pictures replaced."""
+"""Images decoded as needed: the same batches with any number of workers, bad images replaced."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Batch = tuple[Tensor, Tensor]
 
 @pytest.fixture
 def found(tmp_path: Path) -> tuple[DatasetInfo, dict[str, Listing]]:
-    """27 pictures to train on, 9 for validation, 12 to test on, at 32 pixels."""
+    """27 training, 9 validation and 12 test images, at 32 pixels."""
     root = write_tree(tmp_path / "imagenet")
     return prepare_imagenet(root, size=32, channels=None, validation=0.25, seed=0)[:2]
 
@@ -71,7 +71,7 @@ def test_the_number_of_workers_changes_nothing(found, split) -> None:
     assert equal(here.ordered(), there.ordered())
 
 
-@pytest.mark.parametrize("world", [3, 13])  # 12 pictures to score: one of 13 processes has none
+@pytest.mark.parametrize("world", [3, 13])  # 12 images to score: one of 13 processes has none
 def test_the_parts_of_several_processes_make_up_the_batches(found, world) -> None:
     whole = [batches(found, split=split) for split in ("train", "test")]
     parts = [
@@ -125,12 +125,12 @@ def test_no_augmentation_is_that_too(found) -> None:
 
 
 def test_a_batch_must_fill(found) -> None:
-    with pytest.raises(UserError, match="batch_size: 28 is more than the 27 images"):
+    with pytest.raises(UserError, match="batch_size: 28 is more than the 27 training images"):
         batches(found, batch_size=28)
     assert len(list(batches(found, batch_size=28, augment=None).ordered())) == 1
 
 
-# Pictures that cannot be read
+# Images that cannot be read
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -241,7 +241,7 @@ def test_a_worker_that_is_killed_between_batches_is_known_as_that(found) -> None
 
     def go_on() -> None:
         worker.kill()
-        time.sleep(1)  # the signal that it has ended comes now, or with the next batch
+        time.sleep(1)  # the signal of its end arrives now, or with the next batch
         list(epoch)
 
     with pytest.raises((RuntimeError, UserError)) as caught:
