@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qnet.distributed import world
+from qnet.distributed import world_size
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:
@@ -67,7 +67,7 @@ def measure_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
 class _Synchronised(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, ...] -> the same."""
-        if world() == 1 or not self.training:
+        if world_size() == 1 or not self.training:
             return super().forward(input)
         mean, var, count = _moments(input.detach())
         self._track(mean, var, count)

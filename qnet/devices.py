@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qnet.distributed import local_rank, local_world, world
+from qnet.distributed import local_rank, local_world_size, world_size
 from qnet.errors import UserError
 
 
@@ -37,7 +37,7 @@ def device_of_process(name: str) -> torch.device:
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         name = "cpu" if accelerator is None else str(accelerator)
-    if world() > 1 and torch.device(name).type != "cpu":
+    if world_size() > 1 and torch.device(name).type != "cpu":
         return _own_device(name, torch.device(name))
     return device_named(name, "runtime.device")
 
@@ -46,12 +46,12 @@ def _own_device(name: str, device: torch.device) -> torch.device:
     """The CUDA device of this process, one of several."""
     if device.type != "cuda" or device.index is not None:
         raise UserError(
-            f"runtime.device is {name}, and {world()} processes train: each needs a CUDA device of "
-            "its own; set runtime.device to cuda or cpu, or runtime.processes to 1"
+            f"runtime.device is {name}, and {world_size()} processes train: each needs a CUDA "
+            "device of its own; set runtime.device to cuda or cpu, or runtime.processes to 1"
         )
     if local_rank() >= torch.cuda.device_count():
         raise UserError(
-            f"runtime.processes is {local_world()}, and this machine has "
+            f"runtime.processes is {local_world_size()}, and this machine has "
             f"{torch.cuda.device_count()} CUDA devices; use auto, or set runtime.device to cpu"
         )
     return torch.device("cuda", local_rank())

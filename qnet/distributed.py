@@ -31,8 +31,8 @@ def leave() -> bool:
         Whether this is the first process, which continues alone.
     """
     first = rank() == 0
-    if world() > 1:
-        total([])
+    if world_size() > 1:
+        sum_over_processes([])
         dist.destroy_process_group()
     return first
 
@@ -42,7 +42,7 @@ def rank() -> int:
     return dist.get_rank() if _joined() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes train together, on all machines."""
     return dist.get_world_size() if _joined() else 1
 
@@ -52,29 +52,28 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) if _joined() else 0
 
 
-def local_world() -> int:
+def local_world_size() -> int:
     """How many of the processes share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world())) if _joined() else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if _joined() else 1
 
 
-def total(numbers: Sequence[float]) -> list[float]:
+def sum_over_processes(numbers: Sequence[float]) -> list[float]:
     """Each number summed over all processes; all wait for each other."""
-    if world() == 1:
+    if world_size() == 1:
         return list(numbers)
     sums = torch.tensor([*numbers, 0.0], dtype=torch.float64)  # never empty
     dist.all_reduce(sums)
     return sums.tolist()[:-1]
 
 
-def share_state(model: nn.Module) -> None:
+def broadcast_state(model: nn.Module) -> None:
     """Give all processes the parameters and buffers of the first."""
-    if world() == 1:
+    if world_size() == 1:
         return
     for tensor in model.state_dict().values():
         values = tensor.detach().contiguous()  # channels_last is not
         dist.broadcast(values, src=0)
         tensor.copy_(values)
-    model.load_state_dict(model.state_dict())  # a quantizer keeps its thresholds as numbers too
 
 
 def backward(loss: Tensor, share: float, parameters: Iterable[Tensor]) -> None:
@@ -85,7 +84,7 @@ def backward(loss: Tensor, share: float, parameters: Iterable[Tensor]) -> None:
         share: that part, of 1.
         parameters: the same in all processes. Those without a gradient go on without.
     """
-    if world() == 1:
+    if world_size() == 1:
         loss.backward()
         return
     (loss * share).backward()

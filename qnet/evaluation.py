@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qnet.data import BatchSource
-from qnet.distributed import total
+from qnet.distributed import sum_over_processes
 from qnet.errors import UserError
 from qnet.runtime import Runtime
 
@@ -46,7 +46,7 @@ class Scores:
         Raises:
             UserError: there were none, for no picture of the split could be read.
         """
-        loss, top1, top5, count = total(self.sums.tolist())
+        loss, top1, top5, count = sum_over_processes(self.sums.tolist())
         if count == 0:
             raise UserError(
                 f"data.bad_images: no {name} picture could be read, and there are no more than it "

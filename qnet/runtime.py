@@ -11,7 +11,7 @@ import torch
 
 from qnet.data.workers import processors
 from qnet.devices import device_of_process, has_bfloat16
-from qnet.distributed import local_world, world
+from qnet.distributed import local_world_size, world_size
 from qnet.errors import UserError
 from qnet.fused import use_compiled
 from qnet.params import RuntimeParams
@@ -42,16 +42,16 @@ def start(params: RuntimeParams) -> Runtime:
         UserError: `runtime.device` names a device that this machine does not have, or does not
             have for each of the processes; or several are to compile the network.
     """
-    if params.compile == "network" and world() > 1:
+    if params.compile == "network" and world_size() > 1:
         raise UserError(
-            f"runtime.compile is network, which one process can and {world()} cannot; set it to "
-            "quantizers or none, or runtime.processes to 1"
+            f"runtime.compile is network, which one process can and {world_size()} cannot; set it "
+            "to quantizers or none, or runtime.processes to 1"
         )
     # Deterministic sums in cuBLAS need a workspace of fixed size, which it looks up when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if params.threads != "auto" or local_world() > 1:
+    if params.threads != "auto" or local_world_size() > 1:
         threads = torch.get_num_threads() if params.threads == "auto" else params.threads
-        torch.set_num_threads(max(1, threads // local_world()))
+        torch.set_num_threads(max(1, threads // local_world_size()))
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory finds uses of uninitialised values, and makes a step a third slower.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ def start(params: RuntimeParams) -> Runtime:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # streams and graphs are those of the current device
     workers = processors() if params.workers == "auto" else params.workers
-    workers = -(-workers // local_world())
+    workers = -(-workers // local_world_size())
     auto = params.precision == "auto"
     mixed = has_bfloat16(device) if auto else params.precision == "bfloat16"
     return Runtime(
@@ -71,7 +71,7 @@ def start(params: RuntimeParams) -> Runtime:
         workers,
         compile_network=params.compile == "network",
         # Several processes exchange gradients by way of the host, which a graph cannot.
-        graphs=device.type == "cuda" and world() == 1 and params.compile != "none",
+        graphs=device.type == "cuda" and world_size() == 1 and params.compile != "none",
     )
 
 

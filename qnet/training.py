@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qnet.batch_norm import measure_batch_norm, synchronise_batch_norm
 from qnet.compiling import CompiledNetwork
 from qnet.data import BatchSource
-from qnet.distributed import backward, rank, share_state, total, world
+from qnet.distributed import backward, broadcast_state, rank, sum_over_processes, world_size
 from qnet.errors import UserError
 from qnet.evaluation import Scores, evaluate
 from qnet.graphs import GraphedStep
@@ -90,8 +90,8 @@ class Trainer:
         self.progress = progress
         self._check(teacher)
         self.learning = Learning(model, params)
-        share_state(model)
-        if world() > 1:
+        broadcast_state(model)
+        if world_size() > 1:
             synchronise_batch_norm(model)
         self._require_learning()
         self.optimizer = build_optimizer(model, params)
@@ -186,12 +186,12 @@ class Trainer:
     def _agree(self, history: History) -> None:
         """Have all processes start from the same weights and, as they must, the same epoch."""
         done = len(history.rows)
-        if total([done])[0] != done * world():
+        if sum_over_processes([done])[0] != done * world_size():
             raise UserError(
                 f"process {rank() + 1} resumes after epoch {done} and others do not; all machines "
                 "need the same files: start in one folder that they share"
             )
-        share_state(self.model)
+        broadcast_state(self.model)
 
     def _epoch(self, epoch: int) -> Row:
         """Train for one epoch and score it."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qnet.data import WHOLE, Augment, BatchSource, DatasetInfo, Part, load_info, open_batches
-from qnet.distributed import rank, world
+from qnet.data import WHOLE, Augment, BatchSource, DatasetInfo, Shard, load_info, open_batches
+from qnet.distributed import rank, world_size
 from qnet.errors import UserError
 from qnet.params import Params, TrainingParams
 from qnet.runtime import Runtime, seed_for
@@ -59,10 +59,10 @@ def check_batch_size(params: Params, *sections: str) -> None:
             f"{', '.join(large)}; {each} must be at most {count}, the number of training images"
         )
     for name, size in sizes.items():
-        if size < world():
+        if size < world_size():
             raise UserError(
-                f"{name} is {size}, and {world()} processes share each batch; use a larger one, or "
-                "fewer runtime.processes"
+                f"{name} is {size}, and {world_size()} processes share each batch; use a larger "
+                "one, or fewer runtime.processes"
             )
 
 
@@ -136,7 +136,9 @@ def _open(
         batch_size=batch_size,
         device=runtime.device,
         augment=augment,
-        part=Part(rank(), world()) if chosen is None else WHOLE,  # samples are not shared out
+        shard=Shard(rank(), world_size())
+        if chosen is None
+        else WHOLE,  # samples are not shared out
         chosen=chosen,
         workers=runtime.workers,
         bad_images=params.data.bad_images,

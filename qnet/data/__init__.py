@@ -8,7 +8,7 @@ chooses between the two.
 
 from __future__ import annotations
 
-from qnet.data.batches import WHOLE, Augment, Batches, BatchSource, Part
+from qnet.data.batches import WHOLE, Augment, Batches, BatchSource, Shard
 from qnet.data.imagenet import prepare_imagenet
 from qnet.data.manifest import Listing, save_manifest
 from qnet.data.opening import open_batches
@@ -24,8 +24,8 @@ __all__ = [
     "Batches",
     "DatasetInfo",
     "Listing",
-    "Part",
     "Raw",
+    "Shard",
     "Split",
     "load_info",
     "load_source",

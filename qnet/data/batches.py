@@ -34,29 +34,28 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """Share of one of several processes: of each training batch, or of all images to score.
 
     Attributes:
         rank: the number of the process, from 0.
-        world: how many there are.
+        world_size: how many there are.
     """
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
-    def of(self, start: int, stop: int) -> slice:
+    def slice_of(self, start: int, stop: int) -> slice:
         """Slice of [start, stop) for this process.
 
         The slices of all processes cover it, and their lengths differ by at most one.
         """
         count = stop - start
-        return slice(
-            start + count * self.rank // self.world, start + count * (self.rank + 1) // self.world
-        )
+        first, last = (count * number // self.world_size for number in (self.rank, self.rank + 1))
+        return slice(start + first, start + last)
 
 
-WHOLE = Part()
+WHOLE = Shard()
 
 
 class BatchSource(Protocol):
@@ -113,7 +112,7 @@ class Batches:
         batch_size: images per batch.
         device: where the images are kept and the batches made.
         augment: for training images; `Augment(pad=0, flip=False)` leaves them unchanged.
-        part: share of this process; its images are the same as in a single-process run.
+        shard: share of this process; its images are the same as in a single-process run.
         name: of the split, for messages.
 
     Raises:
@@ -130,13 +129,13 @@ class Batches:
         batch_size: int,
         device: torch.device | str,
         augment: Augment | None = None,
-        part: Part = WHOLE,
+        shard: Shard = WHOLE,
         name: str = "given",
     ) -> None:
         self.name = name
         self.batch_size = batch_size
         self.augment = augment
-        self.part = part
+        self.shard = shard
         self._images = split.images.permute(0, 2, 3, 1).contiguous().to(device)  # [N, H, W, C]
         self._labels = split.labels.to(device)
         if augment is not None:
@@ -168,7 +167,7 @@ class Batches:
 
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All images once, in order, not augmented; the last batch may be short."""
-        mine = self.part.of(0, len(self._labels))
+        mine = self.shard.slice_of(0, len(self._labels))
         for first in range(mine.start, mine.stop, self.batch_size):
             batch = slice(first, min(first + self.batch_size, mine.stop))
             yield self._normalise(self._images[batch]), self._labels[batch]
@@ -177,7 +176,7 @@ class Batches:
         self, order: Tensor, starts: Tensor, mirrored: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
         for first in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = self.part.of(first, first + self.batch_size)
+            batch = self.shard.slice_of(first, first + self.batch_size)
             images = self._images.index_select(0, order[batch])
             labels = self._labels.index_select(0, order[batch])
             if self.augment is not None:

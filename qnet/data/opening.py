@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qnet.data.batches import WHOLE, Augment, Batches, BatchSource, Part
+from qnet.data.batches import WHOLE, Augment, Batches, BatchSource, Shard
 from qnet.data.manifest import has_manifest, load_listing
 from qnet.data.prepared import DatasetInfo, load_split
 from qnet.data.raw import Warn, to_stderr
@@ -21,7 +21,7 @@ def open_batches(
     batch_size: int,
     device: torch.device | str,
     augment: Augment | None = None,
-    part: Part = WHOLE,
+    shard: Shard = WHOLE,
     chosen: Tensor | None = None,
     workers: int = 0,
     bad_images: int = 0,
@@ -36,7 +36,7 @@ def open_batches(
         batch_size: images per batch.
         device: where the batches are needed.
         augment: for training images.
-        part: share of this process, if there are several.
+        shard: share of this process, if there are several.
         chosen: places of the images to use, int64 [n]; None: all.
         workers, bad_images, warn: as in `StreamedBatches`; unused for images in memory.
 
@@ -52,7 +52,7 @@ def open_batches(
             batch_size=batch_size,
             device=device,
             augment=augment,
-            part=part,
+            shard=shard,
             name=split,
         )
     from qnet.data.streamed import StreamedBatches  # torchvision takes seconds to import
@@ -64,7 +64,7 @@ def open_batches(
         batch_size=batch_size,
         device=device,
         augment=augment,
-        part=part,
+        shard=shard,
         workers=workers,
         bad_images=bad_images,
         warn=warn,

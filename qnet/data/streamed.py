@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from qnet.data.batches import WHOLE, Augment, Normalise, Part, require_full_batch
+from qnet.data.batches import WHOLE, Augment, Normalise, Shard, require_full_batch
 from qnet.data.manifest import Listing
 from qnet.data.pixels import eight_bits
 from qnet.data.prepared import DatasetInfo
@@ -48,7 +48,7 @@ class StreamedBatches:
         device: where the batches are needed.
         augment: for training images. `pad=0` takes the centre, as in evaluation; any other value
             means a random resized crop.
-        part: share of this process of every batch, or of all images to score.
+        shard: share of this process of every batch, or of all images to score.
         workers: processes that decode; 0: this one.
         bad_images: number of unreadable files allowed before it is an error.
         warn: called with one line for each of them.
@@ -70,7 +70,7 @@ class StreamedBatches:
         batch_size: int,
         device: torch.device | str,
         augment: Augment | None = None,
-        part: Part = WHOLE,
+        shard: Shard = WHOLE,
         workers: int = 0,
         bad_images: int = 0,
         warn: Warn = to_stderr,
@@ -80,7 +80,7 @@ class StreamedBatches:
             require_full_batch(batch_size, len(listing))
         self.name = name
         self.batch_size = batch_size
-        self.part = part
+        self.shard = shard
         self.waited = 0.0
         self._listing = listing
         self._device = torch.device(device)
@@ -106,12 +106,12 @@ class StreamedBatches:
         order = torch.randperm(count, generator=generator, device=source).tolist()
         seeds = torch.randint(2**32, (count,), generator=generator, device=source).tolist()
         starts = range(0, len(self) * self.batch_size, self.batch_size)
-        parts = (self.part.of(start, start + self.batch_size) for start in starts)
+        parts = (self.shard.slice_of(start, start + self.batch_size) for start in starts)
         return self._stream([(order[part], seeds[part]) for part in parts])
 
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All images once, in order, not augmented; batches may be short."""
-        places = list(range(len(self._listing)))[self.part.of(0, len(self._listing))]
+        places = list(range(len(self._listing)))[self.shard.slice_of(0, len(self._listing))]
         starts = range(0, len(places), self.batch_size)
         return self._stream([(places[start : start + self.batch_size], None) for start in starts])
 

@@ -69,7 +69,7 @@ def test_a_backward_pass_that_cannot_be_compiled_is_told_in_the_forward_pass(mon
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GB)"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        UserError("data.root is gone; mend it"),
+        UserError("data.root is gone; fix it"),
     ],
     ids=lambda error: type(error).__name__,
 )

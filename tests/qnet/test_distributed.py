@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qnet.batch_norm import synchronise_batch_norm
-from qnet.data import Augment, Batches, DatasetInfo, Part, Split
-from qnet.distributed import backward, join, leave, rank, share_state, total, world
+from qnet.data import Augment, Batches, DatasetInfo, Shard, Split
+from qnet.distributed import (
+    backward,
+    broadcast_state,
+    join,
+    leave,
+    rank,
+    sum_over_processes,
+    world_size,
+)
 from qnet.errors import UserError
 from qnet.insertion import insert_quantizers
 from qnet.levels import activation_levels, weight_levels
@@ -86,8 +94,8 @@ def trained(
     """Network after a few steps on this process's part of the batches, and its figures."""
     params = load_params(ROOT / "params.yaml")
     section: FpParams = params.fp if kind == "plain" else getattr(params, kind)
-    part = Part(rank(), world())
-    options = {"batch_size": BATCH, "device": "cpu", "part": part}
+    shard = Shard(rank(), world_size())
+    options = {"batch_size": BATCH, "device": "cpu", "shard": shard}
     data = TrainingData(
         Exact(images(BATCH * STEPS, 0), INFO, augment=Augment(pad=1, flip=True), **options),
         Exact(images(16, 1), INFO, **options),
@@ -110,7 +118,7 @@ def gradients(kind: str, dtype: torch.dtype) -> dict[str, Tensor]:
     batch = torch.randn(BATCH, 1, 8, 8, generator=generator, dtype=dtype)
     labels = torch.arange(BATCH) % 3
     model[0].weight.requires_grad_(False)  # one without a gradient
-    mine = Part(rank(), world()).of(0, BATCH)
+    mine = Shard(rank(), world_size()).slice_of(0, BATCH)
     loss = F.cross_entropy(model(batch[mine]), labels[mine])
     backward(loss, len(labels[mine]) / BATCH, model.parameters())
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -131,7 +139,7 @@ def worker(number: int, port: int, folder: Path) -> None:
     found = {
         "trained": {kind: trained(kind) for kind in KINDS},
         "gradients": {(kind, dtype): gradients(kind, dtype) for kind in KINDS for dtype in CLOSE},
-        "totals": total([1, number]),
+        "totals": sum_over_processes([1, number]),
         "few": few(),
         "alike": alike(),
         "shared": shared(),
@@ -140,13 +148,13 @@ def worker(number: int, port: int, folder: Path) -> None:
     }
     torch.save(found, folder / f"{number}.pt")
     assert leave() == (number == 0)
-    assert world() == 1
+    assert world_size() == 1
 
 
 def few() -> list[int]:
     """Numbers of images that this process scores, of one in total."""
-    part = Part(rank(), world())
-    batches = Batches(images(1, 0), INFO, batch_size=4, device="cpu", part=part)
+    shard = Shard(rank(), world_size())
+    batches = Batches(images(1, 0), INFO, batch_size=4, device="cpu", shard=shard)
     return [len(labels) for _, labels in batches.ordered()]
 
 
@@ -154,7 +162,7 @@ def alike() -> list[Tensor]:
     """Batch norm and its gradient in bfloat16, for a constant and a varying channel."""
     norm = nn.Sequential(nn.BatchNorm2d(2))
     synchronise_batch_norm(norm)
-    part = Part(rank(), world()).of(0, 4)
+    part = Shard(rank(), world_size()).slice_of(0, 4)
     values = torch.linspace(-1, 3, 4 * 2 * 3).view(4, 2, 3, 1)
     values[:, 0] = 5.0
     x = values[part].bfloat16().requires_grad_()
@@ -167,7 +175,7 @@ def alike() -> list[Tensor]:
 def shared() -> dict[str, Tensor]:
     torch.manual_seed(rank())
     model = network(3, 1, 8).to(memory_format=torch.channels_last)
-    share_state(model)
+    broadcast_state(model)
     return model.state_dict()
 
 
@@ -175,7 +183,7 @@ def shared_quantizer() -> Tensor:
     """Output of a quantizer at the thresholds of the first process."""
     first = torch.tensor([0.5, 1.5, 2.5])
     quantizer = Quantizer(activation_levels(2), thresholds=first - 0.1 * rank())
-    share_state(quantizer)
+    broadcast_state(quantizer)
     return quantizer(first - 0.05).detach()
 
 
@@ -264,12 +272,12 @@ def test_machines_that_do_not_share_a_folder_are_told_so(both):
 
 def test_parts_make_up_the_whole():
     for count in (0, 1, 7, 8):
-        parts = [Part(number, 3).of(10, 10 + count) for number in range(3)]
+        parts = [Shard(number, 3).slice_of(10, 10 + count) for number in range(3)]
         places = [place for part in parts for place in range(part.start, part.stop)]
         assert places == list(range(10, 10 + count))
 
 
 def test_alone_nothing_of_it_is_there():
-    assert (rank(), world(), total([3, 4])) == (0, 1, [3, 4])
+    assert (rank(), world_size(), sum_over_processes([3, 4])) == (0, 1, [3, 4])
     assert leave()
     assert not torch.distributed.is_initialized()

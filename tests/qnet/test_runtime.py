@@ -21,8 +21,8 @@ def params() -> RuntimeParams:
 def among_three(monkeypatch) -> None:
     """Process number 1 of 3 on this machine, of 6 in all, with two CUDA devices."""
     for module in (devices, runtime):
-        monkeypatch.setattr(module, "world", lambda: 6)
-        monkeypatch.setattr(module, "local_world", lambda: 3)
+        monkeypatch.setattr(module, "world_size", lambda: 6)
+        monkeypatch.setattr(module, "local_world_size", lambda: 3)
     monkeypatch.setattr(devices, "local_rank", lambda: 1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)

@@ -132,7 +132,7 @@ def test_processes_whose_launcher_is_killed_end(workspace, begun):
 
 
 def test_fewer_images_than_processes(prepared, monkeypatch):
-    monkeypatch.setattr(stages.data, "world", lambda: 86)
+    monkeypatch.setattr(stages.data, "world_size", lambda: 86)
     assert "fp.batch_size is 85, and 86 processes share each batch" in run(
         "train_fp", prepared, status=2
     )

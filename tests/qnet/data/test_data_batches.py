@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from qnet.data.batches import Augment, Batches, Part, crop
+from qnet.data.batches import Augment, Batches, Shard, crop
 from qnet.data.prepared import DatasetInfo, Split
 from qnet.errors import UserError
 
@@ -190,7 +190,7 @@ def test_the_parts_of_several_processes_make_up_the_batches() -> None:
     split, info = some_data()
     options = {"batch_size": 8, "device": "cpu", "augment": Augment(2, True)}
     whole = Batches(split, info, **options)
-    parts = [Batches(split, info, part=Part(rank, 3), **options) for rank in range(3)]
+    parts = [Batches(split, info, shard=Shard(rank, 3), **options) for rank in range(3)]
     for batch, *shares in zip(*(b.epoch(seeded(5)) for b in (whole, *parts)), strict=True):
         assert [len(labels) for _, labels in shares] == [2, 3, 3]
         for of_batch, of_shares in zip(batch, zip(*shares, strict=True), strict=True):

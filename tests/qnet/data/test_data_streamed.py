@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision.transforms import v2
 
-from qnet.data import Augment, DatasetInfo, Listing, Part, prepare_imagenet
+from qnet.data import Augment, DatasetInfo, Listing, Shard, prepare_imagenet
 from qnet.data import streamed as module
 from qnet.data.pixels import to_pixels
 from qnet.data.streamed import StreamedBatches
@@ -71,14 +71,14 @@ def test_the_number_of_workers_changes_nothing(found, split) -> None:
     assert equal(here.ordered(), there.ordered())
 
 
-@pytest.mark.parametrize("world", [3, 13])  # 12 images to score: one of 13 processes has none
-def test_the_parts_of_several_processes_make_up_the_batches(found, world) -> None:
+@pytest.mark.parametrize("world_size", [3, 13])  # 12 images to score: one of 13 processes has none
+def test_the_parts_of_several_processes_make_up_the_batches(found, world_size) -> None:
     whole = [batches(found, split=split) for split in ("train", "test")]
     parts = [
-        [batches(found, split=split, part=Part(rank, world)) for rank in range(world)]
+        [batches(found, split=split, shard=Shard(rank, world_size)) for rank in range(world_size)]
         for split in ("train", "test")
     ]
-    if world <= 8:
+    if world_size <= 8:
         epochs = zip(*(part.epoch(generator()) for part in parts[0]), strict=True)
         joined = ((torch.cat(x), torch.cat(y)) for x, y in (zip(*b, strict=True) for b in epochs))
         assert equal(whole[0].epoch(generator()), joined)
