@@ -9,10 +9,11 @@ chooses between the two.
 from __future__ import annotations
 
 from qnet.data.batches import WHOLE, Augment, Batches, BatchSource, Shard
+from qnet.data.dataset import DatasetInfo, Split
 from qnet.data.imagenet import prepare_imagenet
 from qnet.data.manifest import Listing, save_manifest
 from qnet.data.opening import open_batches
-from qnet.data.prepared import DatasetInfo, Split, load_info, load_split, save_prepared
+from qnet.data.prepared import load_info, load_split, save_prepared
 from qnet.data.raw import Raw
 from qnet.data.sources import load_source
 from qnet.data.splits import prepare

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qnet.data.prepared import DatasetInfo, Split
+from qnet.data.dataset import DatasetInfo, Split
 from qnet.errors import UserError
 
 

@@ -19,9 +19,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from qnet.data.dataset import Split
 from qnet.data.manifest import Listing
 from qnet.data.pixels import fill, for_each, to_pixels
-from qnet.data.prepared import Split
 from qnet.data.raw import Progress, Raw, class_names, require_same_classes, unlisted
 from qnet.errors import UserError, one_line, some
 from qnet.memory import is_of_machine

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qnet.data.dataset import DatasetInfo
 from qnet.data.manifest import Listing
-from qnet.data.prepared import DatasetInfo
 from qnet.data.raw import Progress, class_names, require_same_classes, unlisted
 from qnet.data.splits import hold_out
 from qnet.errors import UserError, some

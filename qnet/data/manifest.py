@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from qnet.data.dataset import DatasetInfo
 from qnet.data.prepared import (
     PREPARE,
     SPLITS,
-    DatasetInfo,
     labels_file,
     load_array,
     load_info,

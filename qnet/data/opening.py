@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from qnet.data.batches import WHOLE, Augment, Batches, BatchSource, Shard
+from qnet.data.dataset import DatasetInfo
 from qnet.data.manifest import has_manifest, load_listing
-from qnet.data.prepared import DatasetInfo, load_split
+from qnet.data.prepared import load_split
 from qnet.data.raw import Warn, to_stderr
 
 

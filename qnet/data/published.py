@@ -10,9 +10,9 @@ import torch
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
+from qnet.data.dataset import Split
 from qnet.data.idx import find_idx, read_idx
 from qnet.data.pixels import convert
-from qnet.data.prepared import Split
 from qnet.data.raw import Progress, Raw
 from qnet.errors import UserError
 

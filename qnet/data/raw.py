@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qnet.data.prepared import Split
+from qnet.data.dataset import Split
 from qnet.errors import UserError, some
 
 Progress = Callable[[int, int], None]

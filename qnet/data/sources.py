@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from qnet.data.dataset import Split
 from qnet.data.folder import load_image_folder
 from qnet.data.pixels import convert
-from qnet.data.prepared import Split
 from qnet.data.raw import Progress, Raw
 from qnet.data.splits import stratified_holdout
 from qnet.errors import UserError
@@ -72,24 +72,17 @@ def _load_digits(
     )
 
 
-def _load_cifar(name: str, *arguments: Any) -> Raw:
-    from qnet.data.published import load_cifar  # torchvision takes seconds to import
+def _load_published(name: str, *arguments: Any) -> Raw:
+    from qnet.data.published import load_cifar, load_mnist  # torchvision takes seconds to import
 
-    return load_cifar(name, *arguments)
-
-
-def _load_mnist(name: str, *arguments: Any) -> Raw:
-    from qnet.data.published import load_mnist  # likewise
-
-    return load_mnist(name, *arguments)
+    load = load_cifar if name.startswith("cifar") else load_mnist
+    return load(name, *arguments)
 
 
+_PUBLISHED = ("cifar10", "cifar100", "mnist", "fashion_mnist")
 _LOADERS: dict[str, Callable[[Path, int | None, int | None, Progress | None], Raw]] = {
     "digits": _load_digits,
-    "cifar10": partial(_load_cifar, "cifar10"),
-    "cifar100": partial(_load_cifar, "cifar100"),
-    "mnist": partial(_load_mnist, "mnist"),
-    "fashion_mnist": partial(_load_mnist, "fashion_mnist"),
+    **{name: partial(_load_published, name) for name in _PUBLISHED},
     "image_folder": load_image_folder,
 }
 SOURCES = tuple(_LOADERS)

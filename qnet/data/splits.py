@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qnet.data.prepared import DatasetInfo, Split
+from qnet.data.dataset import DatasetInfo, Split
 from qnet.data.raw import Raw
 from qnet.errors import UserError
 

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from qnet.data.batches import WHOLE, Augment, Normalise, Shard, require_full_batch
+from qnet.data.dataset import DatasetInfo
 from qnet.data.manifest import Listing
 from qnet.data.pixels import eight_bits
-from qnet.data.prepared import DatasetInfo
 from qnet.data.raw import Warn, to_stderr
 from qnet.data.workers import FEWER_WORKERS, ignore_interrupt, make_room, why_lost
 from qnet.errors import UserError, one_line

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qnet.data.batches import Augment, Batches, Shard, crop
-from qnet.data.prepared import DatasetInfo, Split
+from qnet.data.dataset import DatasetInfo, Split
 from qnet.errors import UserError
 
 

@@ -12,14 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qnet.data.prepared import (
-    SPLITS,
-    DatasetInfo,
-    Split,
-    load_info,
-    load_split,
-    save_prepared,
-)
+from qnet.data.dataset import DatasetInfo, Split
+from qnet.data.prepared import SPLITS, load_info, load_split, save_prepared
 from qnet.errors import UserError
 
 INFO = DatasetInfo(

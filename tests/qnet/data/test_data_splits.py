@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qnet.data.prepared import Split
+from qnet.data.dataset import Split
 from qnet.data.raw import Raw
 from qnet.data.splits import channel_statistics, prepare, stratified_holdout
 from qnet.errors import UserError
