@@ -25,35 +25,39 @@ _ROUNDING = 0.05  # of the logits' norm; in bfloat16 a few thousandths to a hund
 
 
 class Teacher:
-    """Logits [N, classes], in float32 and without gradient, of the network to distil from.
-
-    What folding made of it is held against the network itself on the first batch: a forward that
-    asks `isinstance(x, Tensor)`, for example, takes another branch while it is traced.
-    """
+    """Logits [N, classes], in float32 and without gradient, of the network to distil from."""
 
     def __init__(self, network: nn.Module, runtime: Runtime) -> None:
         self.runtime = runtime
         self.original = network.eval()
-        self.network: Callable[[Tensor], Tensor] | None = None
+        self._use(teaching(self.original, mixed=runtime.mixed))
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of images [N, C, H, W]."""
         with self.runtime.autocast():
-            if self.network is None:
-                self.network = self._ready(images)
             return self.network(images).float()
 
-    def _ready(self, images: Tensor) -> Callable[[Tensor], Tensor]:
-        network = teaching(self.original, mixed=self.runtime.mixed)
-        if network is not self.original and not self._agrees(network, images):
-            network = channels_last(self.original)
-        return CompiledNetwork(network) if self.runtime.compile_network else network
+    @torch.no_grad()
+    def check(self, images: Tensor) -> None:
+        """Use the network as it is, if folding has changed its logits of these images.
 
-    def _agrees(self, network: nn.Module, images: Tensor) -> bool:
-        """Whether `network` gives the same logits except for rounding."""
+        A forward that asks `isinstance(x, Tensor)`, for example, takes another branch while traced.
+        """
+        with self.runtime.autocast():
+            if self.ready is not self.original and not self._agrees(images):
+                self._use(channels_last(self.original))
+
+    def _use(self, network: nn.Module) -> None:
+        self.ready = network
+        self.network: Callable[[Tensor], Tensor] = network
+        if self.runtime.compile_network:
+            self.network = CompiledNetwork(network)
+
+    def _agrees(self, images: Tensor) -> bool:
+        """Whether the logits are the same except for rounding."""
         try:
-            found = network(images).float()
+            found = self.ready(images).float()
         except Exception as error:  # the network's own code, in a branch it may never have taken
             if is_out_of_memory(error):
                 raise

@@ -143,6 +143,9 @@ class Trainer:
                 different epochs.
         """
         history, best = self._start(resume)
+        if self.teacher is not None:
+            for images, _ in islice(self.data.validation.ordered(), 1):
+                self.teacher.check(images)
         # Compiled as a whole, the network gains nothing from groups.
         self.weight_groups = [] if self.runtime.compile_network else weight_groups(self.model)
         for epoch in range(len(history.rows), self.params.epochs):

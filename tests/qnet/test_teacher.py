@@ -172,6 +172,8 @@ def test_a_teacher_gives_the_logits_of_its_network(network, mixed):
     network.eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         expected = network(images).float()
-    found = Teacher(network, Runtime(torch.device("cpu"), mixed=mixed))(images)
+    teacher = Teacher(network, Runtime(torch.device("cpu"), mixed=mixed))
+    teacher.check(images)
+    found = teacher(images)
     tolerance = 0.05 if mixed else 1e-6
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)

@@ -23,7 +23,8 @@ def how(monkeypatch, tmp_path):
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(launch, "_work", lambda stage, params: found.append("one of many"))
         monkeypatch.setattr(
-            launch, "elastic_launch", lambda *_: lambda *_: found.append("launcher")
+            "torch.distributed.launcher.api.elastic_launch",
+            lambda *_: lambda *_: found.append("launcher"),
         )
         monkeypatch.setattr(launch.logging, "disable", lambda: None)
         monkeypatch.setattr(sys, "argv", ["train_fp.py"])
