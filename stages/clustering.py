@@ -14,6 +14,7 @@ from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.params import ClusteringParams, Params
 from qnet.runtime import Runtime
 from qnet.sites import activation_sites, quantizable_layers
+from stages.bars import bar
 from stages.data import sample_images
 from stages.pictures import coarse
 
@@ -42,7 +43,8 @@ def activation_clusters(
         checkpoint.model, params.activations.sites, params.model.keep, params.model.quantize
     )
     images = sample_images(params, checkpoint.dataset, runtime)
-    histograms = activation_histograms(checkpoint.model, sites, (x for x, _ in images.ordered()))
+    batches = bar(images.ordered(), len(images), "activations")
+    histograms = activation_histograms(checkpoint.model, sites, (x for x, _ in batches))
     found: dict[str, Any] = {
         site: {"histogram": coarse(histogram), "clusters": {}}
         for site, histogram in histograms.items()

@@ -18,9 +18,9 @@ from qnet.files import check_writable
 from qnet.int8 import to_int8
 from qnet.params import Params, load_params
 from qnet.runtime import Runtime, start
+from stages.bars import bar, counter
 from stages.common import PREPARED, Parser, run_tool, write_json
 from stages.data import evaluation_batch, evaluation_images, prepared_like
-from stages.logs import bar, counter
 
 LARGEST_MATRIX = 20  # classes; with more, the matrix is wider than a screen
 CONFUSIONS = 10

@@ -1,4 +1,4 @@
-"""Output of a training run: a progress bar, a line per epoch, TensorBoard, curves."""
+"""Output of a training run: a line per epoch, TensorBoard, curves."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import io
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from qnet.distributed import rank
 from qnet.files import make_folder, write_text
 from qnet.history import History, Row
 from qnet.layers import quantized_weights
@@ -30,23 +28,6 @@ NAMES = [
     *(f"{split}_{name}" for split in ("train", "validation") for name in ("loss", "top1", "top5")),
     "validation_soft_top1",
 ]
-
-
-def bar(batches: Iterable[Any], count: int, title: str) -> Iterable[Any]:
-    """A progress bar with rate and remaining time, if standard error is a terminal."""
-    off = True if rank() > 0 else None  # None: not on a terminal
-    return tqdm(batches, total=count, desc=title, unit="batch", leave=False, disable=off)
-
-
-def counter(title: str) -> Callable[[int, int], None]:
-    """A progress bar, updated by calling the result with the number done and the total."""
-    line = tqdm(desc=title, unit="image", leave=False, disable=None)
-
-    def update(done: int, total: int) -> None:
-        line.total = total
-        line.update(done - line.n)
-
-    return update
 
 
 class Log:

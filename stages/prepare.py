@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from qnet.data import load_source, prepare, prepare_imagenet, save_manifest, save_prepared
 from qnet.params import Params
+from stages.bars import counter
 from stages.common import PREPARED, on_one_line, run
-from stages.logs import counter
 
 
 def main(params: Params) -> None:

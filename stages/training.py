@@ -19,9 +19,10 @@ from qnet.resume import run_key
 from qnet.runtime import Runtime
 from qnet.size import full_precision_bytes, model_bytes
 from qnet.training import Trainer
+from stages.bars import bar
 from stages.common import METRICS, PREPARED, write_json
 from stages.data import evaluation_images, training_data
-from stages.logs import Log, bar, write_confusion, write_curves
+from stages.logs import Log, write_confusion, write_curves
 from stages.resuming import resume_file
 
 # Parameters that training a section reads besides its own, `seed` and `augment`.

@@ -19,9 +19,9 @@ from qnet.histogram import Histogram
 from qnet.params import Params, load_params
 from qnet.quantizer import Quantizer, quantizers
 from qnet.runtime import Runtime, start
+from stages.bars import bar
 from stages.common import ACTIVATIONS, WEIGHTS, Parser, run_tool
 from stages.data import prepared_like, sample_batch, sample_images
-from stages.logs import bar
 from stages.pictures import coarse, draw_panels, draw_quantizer
 
 Seen = tuple[Histogram, Tensor]

@@ -10,8 +10,8 @@ from tests.pipeline import ROOT, STAGES
 
 CONTENT = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DEPS = {name: content["deps"] for name, content in CONTENT.items()}
-NO_OUT = {"ahead", "resuming"}  # refuse mistakes, and keep the state to resume from
-PREPARE = {"common", "logs"}  # its paths and its progress bar
+NO_OUT = {"ahead", "bars", "resuming"}  # refuse mistakes, show progress, keep the state
+PREPARE = {"common"}  # its paths
 
 
 def imported(module: str) -> set[str]:
