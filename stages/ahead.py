@@ -42,4 +42,6 @@ def check_ahead(params: Params, model: nn.Module, info: DatasetInfo) -> None:
                 f"model.name: {name!r} has a forward that was set on it and would not quantize; "
                 "give it a class of its own, or add its name to model.keep"
             )
-    check_called(model, sites, torch.zeros(2, info.channels, info.size, info.size))
+    device = next(parameter.device for parameter in model.parameters())
+    images = torch.zeros(2, info.channels, info.size, info.size, device=device)
+    check_called(model, sites, images)
