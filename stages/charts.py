@@ -20,6 +20,8 @@ CURVES = ("#444444", "#2f6f9f", "#d1495b")
 GRID = "#e6e6e6"
 FULL_PRECISION = f"{FULL}/{FULL}"
 LINES = ("--", ":", "-.")
+MARKERS = "o^sDv"
+DODGE = 0.18  # between settings of one W/A, in units of the spacing of W/A
 GAP = 0.6  # between kinds of networks, in units of the spacing within a kind
 LONGEST = 8  # characters of a W/A label that fit horizontally; [-4, -1, 0, 1, 4]/2 is longer
 
@@ -48,9 +50,13 @@ def draw_result(path: Path, stages: Mapping[str, tuple[str, Mapping[str, Any]]])
         axis.plot(start + metrics["best_epoch"], top1, "o", color=color)
         start = epochs[-1]
     axis.set_xlabel("epoch")
-    axis.set_ylabel("validation top-1 %")
+    axis.set_ylabel("top-1 %")
     if start > 0:
-        axis.legend(frameon=False, loc="best", title="weight/activation bits (dot: test)")
+        axis.legend(
+            frameon=False,
+            loc="best",
+            title="validation, by weight/activation bits (dot: test, at the epoch kept)",
+        )
     _plain(axis)
     figure.tight_layout()
     save(figure, path, dpi=110)
@@ -76,8 +82,8 @@ class Point:
 def draw_comparison(path: Path, points: Sequence[Point]) -> None:
     """Draw top-1 of each W/A, in the order given, with one colour per setting.
 
-    Full precision is a line; the others are grouped by what is quantized, and labelled with their
-    top-1 if there is only one per W/A.
+    Full precision is a line; the others are grouped by what is quantized, hollow if they have one
+    seed, and labelled with their top-1 if there is only one per W/A.
     """
     others = [point for point in points if point.pair != FULL_PRECISION]
     places = _places([point.pair for point in others])
@@ -92,20 +98,26 @@ def draw_comparison(path: Path, points: Sequence[Point]) -> None:
     settings = list(dict.fromkeys(point.setting for point in others))
     colors = (*CURVES[1:], "C1", "C2", "C4", "C5", "C6", "C7", "C8", "C9")
     for number, setting in enumerate(settings):
-        mine = [point for point in others if point.setting == setting]
-        axis.errorbar(
-            [places[point.pair] for point in mine],
-            [point.top1 for point in mine],
-            yerr=[point.spread or 0.0 for point in mine],
-            fmt="o", color=colors[number % len(colors)], capsize=3,
-            label=(setting or "alone of its W/A") if len(settings) > 1 else None,
-        )  # fmt: skip
-    if len(others) == len(places):
+        color, marker = colors[number % len(colors)], MARKERS[number % len(MARKERS)]
+        aside = DODGE * (number - (len(settings) - 1) / 2)
+        label = (setting or "alone of its W/A") if len(settings) > 1 else None
         for point in others:
+            if point.setting != setting:
+                continue
+            axis.errorbar(
+                places[point.pair] + aside, point.top1, yerr=point.spread, fmt=marker, color=color,
+                markerfacecolor="white" if point.spread is None else color, capsize=3, label=label,
+            )  # fmt: skip
+            label = None  # once for each setting
+    if len(others) == len(places):
+        top = max((point.top1 for point in points if point.pair == FULL_PRECISION), default=100.0)
+        for point in others:
+            side = 1 if point.top1 > top else -1  # away from the line
+            end = point.top1 + side * (point.spread or 0.0)
             axis.annotate(
-                f"{point.top1:.2f}", (places[point.pair], point.top1 - (point.spread or 0.0)),
-                (0, -8), textcoords="offset points", ha="center", va="top", fontsize=9,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+                f"{point.top1:.2f}", (places[point.pair], end), (0, 8 * side),
+                textcoords="offset points", ha="center",
+                va="bottom" if side > 0 else "top", fontsize=9,
             )  # fmt: skip
     axis.set_xticks(list(places.values()), list(places))
     if max(map(len, places), default=0) > LONGEST:
