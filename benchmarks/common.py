@@ -21,7 +21,7 @@ from unittest import mock
 
 import yaml
 
-from qnet.data.workers import processors
+from qnet.data.workers import usable_cpus
 from qnet.params import load_params
 from qnet.runtime import Runtime, start
 
@@ -167,7 +167,7 @@ def machine() -> list[str]:
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return [
-        f"{processor}, {processors()} logical cores, {memory:.0f} GiB memory",
+        f"{processor}, {usable_cpus()} logical cores, {memory:.0f} GiB memory",
         f"load when it began: {os.getloadavg()[0]:.2f}",
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}, {packages}",
         f"commit `{described.stdout.strip()}`",

@@ -44,7 +44,7 @@ from qnet.data import (
     prepare_imagenet,
     save_manifest,
 )
-from qnet.data.workers import processors
+from qnet.data.workers import usable_cpus
 
 SIZE, PICTURE = 32, (500, 375)  # pixels
 CLASSES = ("n01440764", "n01443537")
@@ -62,7 +62,7 @@ def main() -> None:
         "--picture-batch", type=count, default=32, help="JPEG files per batch (default: 32)"
     )
     parser.add_argument(
-        "--workers", type=count, default=processors(), help="of both sides (default: one per core)"
+        "--workers", type=count, default=usable_cpus(), help="of both sides (default: one per core)"
     )
     parser.add_argument("--repeats", type=count, default=5, help="turns of each (default: 5)")
     given = parse(parser, {"images": 2560, "pictures": 160, "picture_batch": 16, "repeats": 2})

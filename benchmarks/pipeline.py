@@ -35,7 +35,7 @@ from benchmarks.common import (
     table,
     take_turns,
 )
-from qnet.data.workers import processors
+from qnet.data.workers import usable_cpus
 
 SECTIONS = ("fp", "weights", "activations")  # of the training stages
 
@@ -74,7 +74,7 @@ def main() -> None:
             warm_up=0,  # the stages have just run
         )
     print(
-        f"{processors()} cores, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}; "
+        f"{usable_cpus()} cores, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}; "
         f"one run, imports the median of {given.imports}.\n"
     )
     rows = [_row(stage, times, median(imports[stage])) for stage, times in found.items()]

@@ -32,7 +32,7 @@ from benchmarks.common import (
     table,
     take_turns,
 )
-from qnet.data.workers import processors
+from qnet.data.workers import usable_cpus
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
     first = rates[given.processes[0]]
     print(
         f"ResNet-20, {images:,} images of {given.size} × {given.size} pixels to an epoch, batch "
-        f"{given.batch}, {processors()} cores, runtime.threads auto, OMP_NUM_THREADS "
+        f"{given.batch}, {usable_cpus()} cores, runtime.threads auto, OMP_NUM_THREADS "
         f"{os.environ.get('OMP_NUM_THREADS', 'not set')}; median of {given.repeats} × "
         f"{given.epochs - 1} epochs.\n"
     )

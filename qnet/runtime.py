@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qnet.data.workers import processors
+from qnet.data.workers import usable_cpus
 from qnet.devices import device_of_process, has_bfloat16
 from qnet.distributed import local_world_size, world_size
 from qnet.errors import UserError
@@ -61,7 +61,7 @@ def start(params: RuntimeParams) -> Runtime:
     device = device_of_process(params.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # streams and graphs are those of the current device
-    workers = processors() if params.workers == "auto" else params.workers
+    workers = usable_cpus() if params.workers == "auto" else params.workers
     workers = -(-workers // local_world_size())
     auto = params.precision == "auto"
     mixed = has_bfloat16(device) if auto else params.precision == "bfloat16"

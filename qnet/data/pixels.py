@@ -10,7 +10,7 @@ import psutil
 from PIL import Image, ImageOps
 
 from qnet.data.raw import Progress
-from qnet.data.workers import processors
+from qnet.data.workers import usable_cpus
 from qnet.errors import UserError
 
 
@@ -74,7 +74,7 @@ def for_each(count: int, work: Callable[[int], None], progress: Progress | None 
 
     # In small groups: handing over a single small image takes longer than reading it.
     handfuls = [range(start, min(start + 32, count)) for start in range(0, count, 32)]
-    with ThreadPoolExecutor(max_workers=processors()) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
         for done in pool.map(work_on, handfuls):
             if progress is not None:
                 progress(done, count)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 from contextlib import suppress
+
+import joblib
 
 FEWER_WORKERS = "use fewer, or give more memory (shared memory, in a container)"
 
 
-def processors() -> int:
-    """Number of CPUs that this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cpus() -> int:
+    """Number of CPUs that this process may use: of its affinity mask and its container's quota."""
+    return int(joblib.cpu_count())
 
 
 def make_room() -> None:
