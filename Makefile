@@ -9,7 +9,7 @@ CONSTRAINTS := constraints.txt
 INSTALLED := $(VENV)/installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Not the default shell: with that, make 3.81 (macOS) looks for programs in the PATH it was started with.
-SHELL := /bin/bash
+SHELL := $(or $(shell command -v bash),/bin/sh)
 
 .PHONY: repro test lint unit test-oldest bench install clean
 

@@ -42,7 +42,7 @@ def activation_histograms(
             "those of quantizable_layers"
         )
     seen = 0
-    with _watched(model, sites, lambda site, values: histograms[site].update(values)):
+    with _watched(model, histograms, lambda site, values: histograms[site].update(values)):
         for batch in batches:
             if not isinstance(batch, Tensor):
                 raise UserError(

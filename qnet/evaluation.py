@@ -44,12 +44,12 @@ class Scores:
             name: of the split, for a message.
 
         Raises:
-            UserError: there were none, for no picture of the split could be read.
+            UserError: there were none, as no image of the split could be read.
         """
         loss, top1, top5, count = sum_over_processes(self.sums.tolist())
         if count == 0:
             raise UserError(
-                f"data.bad_images: no {name} picture could be read, and there are no more than it "
+                f"data.bad_images: no {name} image could be read, and there are no more than it "
                 "allows; put back the files that the warnings name, or set it to 0 to stop at the "
                 "first"
             )

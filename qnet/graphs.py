@@ -70,7 +70,7 @@ class GraphedStep:
         """The step as a graph, not run yet; None if it cannot be."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # Threads that load pictures may pin memory meanwhile.
+            # Threads that load images may pin memory meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step(images, labels)
         except Exception as error:  # a network of the user's own may wait for the device

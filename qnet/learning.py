@@ -59,7 +59,8 @@ class Learning:
         """Have the weights learn, or not, beside the activations."""
         learn = params.weights != "frozen"
         for weight in self.weights:
-            weight.requires_grad_(learn)
+            if self.weight_quantizers or not learn:  # else as the network's own code has it
+                weight.requires_grad_(learn)
         for quantizer in self.weight_quantizers:
             quantizer.forward_mode = "soft" if params.weights == "soft" else "hard"
             quantizer.requires_grad_(learn and params.weight_scales and params.scale_lr > 0)

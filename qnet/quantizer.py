@@ -127,14 +127,15 @@ class Quantizer(nn.Module):
         found = stairs_of(self.thresholds.cpu(), self.level_set.steps, torch.float32)
         if found != getattr(self, "stairs", None):  # else keep what qnet.fused cached in it
             self.stairs = found
-        self._read_at = id(self.thresholds), _version(self.thresholds)
+        self._read = self.thresholds, _version(self.thresholds)
 
     def _follow_thresholds(self) -> None:
         """Reread thresholds that were replaced, or written to as averaging does."""
         if torch.compiler.is_compiling():
             return
         version = _version(self.thresholds)
-        if version is not None and (id(self.thresholds), version) != self._read_at:
+        read, version_read = self._read
+        if version is not None and (self.thresholds is not read or version != version_read):
             self._read_thresholds()
 
     def set_temperature(self, temperature: float) -> None:

@@ -31,9 +31,9 @@ def skip_relus(model: nn.Module) -> list[str]:
 
     In place, with quantizers inserted and before the model is compiled. Outputs stay as they are
     while beta is above zero. A ReLU stays where it, or what gives or reads its values, has hooks.
-    What an earlier call has skipped is looked at anew. A network whose
-    forward depends on the values it sees cannot be traced: it keeps all of its ReLUs, and a warning
-    says so where it has binary quantizers, for which that makes a difference.
+    What an earlier call has skipped is decided again. A network whose forward depends on the values
+    it sees cannot be traced: it keeps all of its ReLUs, and a warning says so where it has binary
+    quantizers, for which that makes a difference.
 
     Returns:
         Names of the skipped modules, in the order in which they are called.

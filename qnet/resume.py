@@ -102,7 +102,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: State) -> 
 
 def _is_passing(path: Path) -> bool:
     """Whether this is no code but what Python, an editor or a desktop leaves beside it."""
-    return "__pycache__" in path.parts or path.name.startswith(".") or path.name.endswith("~")
+    hidden = any(part.startswith(".") for part in path.parts)
+    return hidden or "__pycache__" in path.parts or path.name.endswith("~")
 
 
 def _update(digest: Any, path: Path) -> None:

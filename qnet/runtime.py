@@ -23,7 +23,7 @@ class Runtime:
 
     device: torch.device
     mixed: bool  # bfloat16 for convolutions and linear layers, float32 for what sums up
-    workers: int = 0  # processes that decode pictures beside this one
+    workers: int = 0  # processes that decode images beside this one
     compile_network: bool = False  # compile the training step as a whole
     graphs: bool = False  # record the training step as a CUDA graph
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from qnet.compiling import CompiledNetwork
+from qnet.data import BatchSource
+from qnet.distributed import sum_over_processes
 from qnet.layers import has_hooks
 from qnet.memory import is_out_of_memory
 from qnet.memory_format import channels_last
@@ -39,14 +42,18 @@ class Teacher:
             return self.network(images).float()
 
     @torch.no_grad()
-    def check(self, images: Tensor) -> None:
-        """Use the network as it is, if folding has changed its logits of these images.
+    def check(self, batches: BatchSource) -> None:
+        """Use the network as it is, if folding has changed its logits of the first batch.
 
         A forward that asks `isinstance(x, Tensor)`, for example, takes another branch while traced.
+        All processes decide alike: one that finds a difference decides for all.
         """
+        if self.ready is self.original:
+            return
         with self.runtime.autocast():
-            if self.ready is not self.original and not self._agrees(images):
-                self._use(channels_last(self.original))
+            agree = [self._agrees(images) for images, _ in islice(batches.ordered(), 1)]
+        if sum_over_processes([not all(agree)])[0] > 0:
+            self._use(channels_last(self.original))
 
     def _use(self, network: nn.Module) -> None:
         self.ready = network
@@ -86,8 +93,8 @@ def folded(network: nn.Module) -> nn.Module:
     """A copy of `network` in eval mode without the batch norm that can be folded.
 
     The network itself, in eval mode, if that is not safe: its forward depends on the values it
-    sees, so that it cannot be traced, it uses a weight in more than one place, it has hooks, or
-    batch norm follows a linear layer (whose features need not be the channels of batch norm).
+    sees, so that it cannot be traced, it uses a weight in more than one place, it has hooks, or an
+    `nn.BatchNorm1d` (the features of a linear layer before it need not be its channels).
     """
     network.eval()
     if any(map(has_hooks, network.modules())):

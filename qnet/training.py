@@ -117,7 +117,7 @@ class Trainer:
         if self.params.epochs > 0 and not self.learning.learns_at_first():
             raise UserError(
                 f"{self.phase}.epochs is {self.params.epochs}, and no parameter of the network may "
-                f"learn (weights, scales and batch norm are all held still); set {self.phase}."
+                f"learn (weights, scales and batch norm are all frozen); set {self.phase}."
                 "epochs to 0, or let something learn"
             )
 
@@ -130,7 +130,8 @@ class Trainer:
     ) -> History:
         """Train to the end and leave the model in eval mode with the selected epoch's weights.
 
-        In quantized networks, batch norm's mean and variance are then re-measured on `bn_images`.
+        To be called once. In quantized networks, batch norm's mean and variance are then
+        re-measured on `bn_images`.
 
         Args:
             resume: where the run's state is saved; if it already holds one, training continues
@@ -143,9 +144,8 @@ class Trainer:
                 different epochs.
         """
         history, best = self._start(resume)
-        if self.teacher is not None:
-            for images, _ in islice(self.data.validation.ordered(), 1):
-                self.teacher.check(images)
+        if self.teacher is not None and len(history.rows) < self.params.epochs:
+            self.teacher.check(self.data.validation)
         # Compiled as a whole, the network gains nothing from groups.
         self.weight_groups = [] if self.runtime.compile_network else weight_groups(self.model)
         for epoch in range(len(history.rows), self.params.epochs):

@@ -97,25 +97,27 @@ def draw_comparison(path: Path, points: Sequence[Point]) -> None:
         axis.axhline(point.top1, color=CURVES[0], linestyle=next(lines), linewidth=1, label=name)
     settings = list(dict.fromkeys(point.setting for point in others))
     colors = (*CURVES[1:], "C1", "C2", "C4", "C5", "C6", "C7", "C8", "C9")
+    dodge = min(DODGE, 0.8 / max(1, len(settings)))
+    asides = {s: dodge * (n - (len(settings) - 1) / 2) for n, s in enumerate(settings)}
     for number, setting in enumerate(settings):
         color, marker = colors[number % len(colors)], MARKERS[number % len(MARKERS)]
-        aside = DODGE * (number - (len(settings) - 1) / 2)
         label = (setting or "alone of its W/A") if len(settings) > 1 else None
         for point in others:
             if point.setting != setting:
                 continue
             axis.errorbar(
-                places[point.pair] + aside, point.top1, yerr=point.spread, fmt=marker, color=color,
-                markerfacecolor="white" if point.spread is None else color, capsize=3, label=label,
+                places[point.pair] + asides[setting], point.top1, yerr=point.spread,
+                fmt=marker, color=color, capsize=3, label=label,
+                markerfacecolor="white" if point.spread is None else color,
             )  # fmt: skip
             label = None  # once for each setting
     if len(others) == len(places):
         top = max((point.top1 for point in points if point.pair == FULL_PRECISION), default=100.0)
         for point in others:
             side = 1 if point.top1 > top else -1  # away from the line
-            end = point.top1 + side * (point.spread or 0.0)
+            x = places[point.pair] + asides[point.setting]
             axis.annotate(
-                f"{point.top1:.2f}", (places[point.pair], end), (0, 8 * side),
+                f"{point.top1:.2f}", (x, point.top1 + side * (point.spread or 0.0)), (0, 8 * side),
                 textcoords="offset points", ha="center",
                 va="bottom" if side > 0 else "top", fontsize=9,
             )  # fmt: skip

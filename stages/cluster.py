@@ -36,7 +36,7 @@ def main(params: Params) -> None:
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(FP, runtime.device)
     info = prepared_like(checkpoint.dataset)
-    check_ahead(params, checkpoint.model, info)
+    check_ahead(params, checkpoint.model, info, "weights", "activations")
     content = {
         "weights": weight_clusters(params, checkpoint),
         "activations": activation_clusters(params, checkpoint, runtime, BITS),

@@ -9,12 +9,14 @@ from typing import Any
 from qnet.calibration import activation_histograms
 from qnet.checkpoint import Checkpoint
 from qnet.clustering import Clusters, cluster, cluster_together
+from qnet.data import load_info
 from qnet.histogram import Histogram
 from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.params import ClusteringParams, Params
 from qnet.runtime import Runtime
 from qnet.sites import activation_sites, quantizable_layers
 from stages.bars import bar
+from stages.common import PREPARED
 from stages.data import sample_images
 from stages.pictures import coarse
 
@@ -43,7 +45,8 @@ def activation_clusters(
         checkpoint.model, params.activations.sites, params.model.keep, params.model.quantize
     )
     images = sample_images(params, checkpoint.dataset, runtime)
-    batches = bar(images.ordered(), len(images), "activations")
+    count = min(params.cluster.images, load_info(PREPARED).counts["train"])
+    batches = bar(images.ordered(), -(-count // images.batch_size), "activations")
     histograms = activation_histograms(checkpoint.model, sites, (x for x, _ in batches))
     found: dict[str, Any] = {
         site: {"histogram": coarse(histogram), "clusters": {}}

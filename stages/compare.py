@@ -228,7 +228,7 @@ def _differences(groups: list[Group]) -> list[str]:
         words = [
             f"{name}={value}"
             for name, value in found.settings.items()
-            if any(other.get(name) != value for other in alike)
+            if any(plain(other.get(name)) != plain(value) for other in alike)
         ]
         more = [f"and {len(words) - LISTED} more"] if len(words) > LISTED else []
         whole.append(" ".join(words))

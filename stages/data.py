@@ -78,6 +78,11 @@ def evaluation_batch(info: DatasetInfo) -> int:
     return max(1, min(500, 500 * 128**2 // info.size**2))
 
 
+def evaluation_steps(count: int, info: DatasetInfo) -> int:
+    """Number of batches in which this many images are scored."""
+    return -(-count // evaluation_batch(info))
+
+
 def sample_batch(info: DatasetInfo) -> int:
     """Batch size for clustering: 100, or that for evaluation if it is smaller."""
     return min(100, evaluation_batch(info))

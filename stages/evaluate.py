@@ -20,7 +20,7 @@ from qnet.params import Params, load_params
 from qnet.runtime import Runtime, start
 from stages.bars import bar, counter
 from stages.common import PREPARED, Parser, run_tool, write_json
-from stages.data import evaluation_batch, evaluation_images, prepared_like
+from stages.data import evaluation_batch, evaluation_images, evaluation_steps, prepared_like
 
 LARGEST_MATRIX = 20  # classes; with more, the matrix is wider than a screen
 CONFUSIONS = 10
@@ -56,7 +56,7 @@ def main() -> None:
         count = prepared.counts[name]
         source = f"{PREPARED}, {name}"
         batches = evaluation_images(name, params, info, runtime)
-    steps = -(-count // evaluation_batch(info))
+    steps = evaluation_steps(count, info)
     scores, actual, predicted = evaluate_classes(
         model,
         batches,

@@ -38,12 +38,12 @@ def main(params: Params) -> None:
     model = build_model(
         params.model.name, classes=len(info.classes), channels=info.channels, size=info.size
     )
-    check_ahead(params, model, info)
+    check_ahead(params, model, info, "fp", "weights", "activations")
     pretrained = params.model.pretrained
     for note in load_pretrained(model, pretrained, name=params.model.name):
         print(f"train_fp: {note}")
         if RANDOM_HEAD in note and params.fp.epochs == 0:
-            raise UserError(f"fp.epochs is 0, and {note}; set it above 0, or that layer is random")
+            raise UserError(f"fp.epochs is 0, and {note}; set it above 0 to train that layer")
     inputs = [Path(pretrained)] if is_file(pretrained) else []
     checkpoint = Checkpoint(model, params.model.name, info)
     check_rebuilt(FP, checkpoint)

@@ -27,7 +27,7 @@ def main(params: Params) -> None:
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(FP, runtime.device)
     info = prepared_like(checkpoint.dataset)
-    check_ahead(params, checkpoint.model, info)
+    check_ahead(params, checkpoint.model, info, "weights", "activations")
     clusters = read_json(WEIGHT_CLUSTERS)
     levels = weight_levels(params.weights.levels)
     with reading(WEIGHT_CLUSTERS):

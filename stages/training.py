@@ -8,7 +8,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from qnet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from qnet.data import BatchSource, load_info
 from qnet.distributed import leave
 from qnet.evaluation import evaluate_classes
 from qnet.history import History, is_due
@@ -21,7 +24,7 @@ from qnet.size import full_precision_bytes, model_bytes
 from qnet.training import Trainer
 from stages.bars import bar
 from stages.common import METRICS, PREPARED, write_json
-from stages.data import evaluation_images, training_data
+from stages.data import evaluation_images, evaluation_steps, training_data
 from stages.logs import Log, write_confusion, write_curves
 from stages.resuming import resume_file
 
@@ -101,19 +104,17 @@ def _write_scores(
         evaluation_images(split, params, checkpoint.dataset, exact)
         for split in ("test", "validation")
     )
-    scores, actual, predicted = evaluate_classes(
-        checkpoint.model, test, exact, partial(bar, count=len(test), title=f"{stage}: test")
-    )
-    validation_scores, *_ = evaluate_classes(
-        checkpoint.model,
-        validation,
-        exact,
-        partial(bar, count=len(validation), title=f"{stage}: validation"),
-    )
+
+    def score(batches: BatchSource) -> tuple[dict[str, float], Tensor, Tensor]:
+        steps = evaluation_steps(load_info(PREPARED).counts[batches.name], checkpoint.dataset)
+        progress = partial(bar, count=steps, title=f"{stage}: {batches.name}")
+        return evaluate_classes(checkpoint.model, batches, exact, progress)
+
+    scores, actual, predicted = score(test)
     size = model_bytes(checkpoint.model)
     metrics = {
         "test": scores,
-        "validation": validation_scores,
+        "validation": score(validation)[0],
         "best_epoch": history.best_epoch,
         "selected_on": selected_on,
         "bytes": size,

@@ -49,10 +49,7 @@ def main() -> None:
     if activations:
         seen |= _look_at_activations(checkpoint, activations, params, runtime)
 
-    for kind in ("weights", "activations"):
-        for picture in (arguments.output / kind).glob("*.png"):
-            picture.unlink()  # of another network
-    panels = {}
+    panels, drawn = {}, set()
     for name in bar(seen, len(seen), "draw"):
         layer, _, slot = name.rpartition(".")
         kind = "weights" if name in weights else "activations"
@@ -60,13 +57,18 @@ def main() -> None:
         panel = _panel(histogram, found[name])
         bits = found[name].level_set.bits
         panels[f"{layer}, {slot.partition('_')[0]}"] = panel
+        picture = arguments.output / kind / f"{layer}.png"
+        drawn.add(picture)
         draw_quantizer(
-            arguments.output / kind / f"{layer}.png",
+            picture,
             f"{layer}: {kind} ({bits} bit{'s' if bits > 1 else ''})",
             kind,
             panel,
             (counts / counts.sum()).tolist(),
         )
+    for kind in ("weights", "activations"):
+        for picture in set((arguments.output / kind).glob("*.png")) - drawn:
+            picture.unlink()  # of another network
     draw_panels(arguments.output / "overview.png", panels, columns=math.ceil(len(panels) ** 0.5))
     print(f"{path}: {len(seen) + 1} images in {arguments.output}")
 
@@ -81,7 +83,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", default=Path("pictures"),
-        help="where overview.png, weights/ and activations/ go; default: pictures",
+        help="where overview.png, weights/ and activations/ go, in place of those there; "
+        "default: pictures",
     )  # fmt: skip
     return parser.parse_args()
 

@@ -10,6 +10,7 @@ same for any number of workers, which affects only their speed.
 
 from __future__ import annotations
 
+import errno
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -216,10 +217,11 @@ def _decoded(
     try:
         yield from loader
     except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and str(error).startswith("Caught "):  # in a worker
-            raise UserError(
-                f"data.root: {str(error).strip().splitlines()[-1]}; fix the file or the disk"
-            ) from error
+        if isinstance(error, OSError) and " in DataLoader worker process " in str(error):
+            said = str(error).strip().splitlines()[-1]
+            disk = any(f"[Errno {number}]" in said for number in (errno.EIO, errno.ESTALE))
+            remedy = "fix the file or the disk" if disk else f"runtime.workers: {FEWER_WORKERS}"
+            raise UserError(f"data.root: {said}; {remedy}") from error
         if (reason := why_lost(error)) is None:
             raise
         raise UserError(

@@ -74,6 +74,13 @@ def test_where_no_weight_is_quantized_all_are_frozen(changes, activations_params
     assert names(model, "") - learning_names(model) == weights
 
 
+def test_where_no_weight_is_quantized_those_stay_frozen_that_were(activations_params):
+    model = model_of("fp")
+    model[0].requires_grad_(False)
+    Learning(model, activations_params(weights="hard")).begin(0)
+    assert names(model, "") - learning_names(model) == {"0.weight"}
+
+
 def test_after_a_phase_all_learn_that_did_before(activations_params):
     model = model_of("activations")
     model[0].requires_grad_(False)

@@ -206,11 +206,15 @@ def test_a_quantizer_without_storage_can_be_printed() -> None:
     assert "temperature=meta" in repr(Quantizer(WEIGHTS[1]).to("meta"))
 
 
-@pytest.mark.parametrize("how", ["written to", "replaced"])
+@pytest.mark.parametrize("how", ["written to", "replaced", "replaced twice"])
 def test_thresholds_that_change_are_followed(how: str) -> None:
     quantizer = Quantizer(weight_levels(2))
     thresholds = torch.tensor([-2.0, 2.0])
     if how == "replaced":
+        quantizer.thresholds = thresholds
+    elif how == "replaced twice":
+        quantizer.thresholds = torch.tensor([-3.0, 3.0])
+        quantizer(torch.zeros(1))
         quantizer.thresholds = thresholds
     else:
         with torch.no_grad():  # as in weight averaging, or at the start of DistributedDataParallel
