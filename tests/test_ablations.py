@@ -52,7 +52,6 @@ def starts(params: Params) -> list[dict[str, object]]:
             values = torch.randn(5000, generator=generator)
             values = values.sign() * values.abs() ** power
             histogram.update(values if rule is params.cluster.weights else values.relu())
-        assert levels is not None
         found += [c.to_dict() for c in _clusters(histograms, levels, rule).values()]
     return found
 
