@@ -110,6 +110,15 @@ def run(stage: str, folder: Path, *arguments: str, status: int = 0) -> str:
     return output.getvalue()
 
 
+def refused(stage: str, folder: Path, *arguments: str) -> str:
+    """Run a stage or tool that ends with an error, and return that error: its only line."""
+    output = run(stage, folder, *arguments, status=2)
+    assert output.startswith("error: ")
+    assert output.endswith("\n")
+    assert output.count("\n") == 1
+    return output.strip()
+
+
 @contextmanager
 def chdir(folder: Path) -> Iterator[None]:
     """Change to `folder` for a while (contextlib has this from Python 3.11)."""
