@@ -1,5 +1,6 @@
 """A tiny network of each phase, and a trainer for it."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -40,8 +41,19 @@ def trainer(kind, params, data, runtime=CPU, **options):
     return Trainer(model_of(kind), params, data, runtime, phase="x", seed=0, **options)
 
 
-class Killed(BaseException):
+class _Killed(BaseException):
     """Stand-in for the end of a process."""
+
+
+def kill_after(run, resume, epochs):
+    """Train for this many epochs and end, as a process does that is killed."""
+
+    def kill(history):
+        if len(history.rows) == epochs:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        run.fit(resume, kill)
 
 
 def soft_weights(settings, data):
