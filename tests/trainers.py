@@ -37,8 +37,12 @@ def model_of(kind: str, bits: int = 2) -> nn.Module:
     return model
 
 
+def trainer_of(model, params, data, runtime=CPU, **options):
+    return Trainer(model, params, data, runtime, phase="x", seed=0, **options)
+
+
 def trainer(kind, params, data, runtime=CPU, **options):
-    return Trainer(model_of(kind), params, data, runtime, phase="x", seed=0, **options)
+    return trainer_of(model_of(kind), params, data, runtime, **options)
 
 
 class _Killed(BaseException):
@@ -62,7 +66,7 @@ def soft_weights(settings, data):
     for *_, quantizer in quantized_weights(model):
         quantizer.backward_temperature = "exact"
     settings = settings.model_copy(update={"weights": "soft", "weight_scales": True})
-    return Trainer(model, settings, data, CPU, phase="x", seed=0)
+    return trainer_of(model, settings, data)
 
 
 def weight_parameters(run):
