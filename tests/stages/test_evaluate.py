@@ -12,12 +12,11 @@ from qnet import Quantizer, activation_levels, insert_quantizers, weight_levels
 from qnet.checkpoint import Checkpoint, save_checkpoint
 from qnet.data import Batches, save_prepared
 from qnet.evaluation import evaluate_classes
-from qnet.runtime import Runtime
 from tests.pipeline import refused, run, write_params
 from tests.tiny import network
+from tests.trainers import CPU
 
 CHECKPOINT = "checkpoints/fp.safetensors"
-EXACT = Runtime(torch.device("cpu"), mixed=False)
 
 
 @pytest.fixture
@@ -51,7 +50,7 @@ def test_a_split_is_scored_as_the_library_does(split, fill, tmp_path):
     output = run("evaluate", tmp_path, CHECKPOINT, "--split", split, "--json", "out/scores.json")
     found = json.loads((tmp_path / "out" / "scores.json").read_text())
     batches = Batches(splits[split], checkpoint.dataset, batch_size=500, device="cpu")
-    scores, actual, predicted = evaluate_classes(checkpoint.model, batches, EXACT)
+    scores, actual, predicted = evaluate_classes(checkpoint.model, batches, CPU)
     for name, value in scores.items():
         assert found[name] == pytest.approx(value, rel=1e-5)
     confusion = torch.zeros(3, 3, dtype=torch.int64)
