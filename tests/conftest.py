@@ -12,6 +12,7 @@ from pydantic import BaseModel
 import qnet.fused
 from qnet.data import DatasetInfo, Split
 from qnet.params import ActivationsParams, FpParams, QuantizedTrainingParams, load_params
+from tests.tiny import INFO, split
 
 ROOT = Path(__file__).parent.parent
 Section = TypeVar("Section", bound=BaseModel)
@@ -78,28 +79,10 @@ def _changed(section: Section) -> Callable[..., Section]:
 @pytest.fixture
 def tiny_info() -> DatasetInfo:
     """Data set of 3 classes, 8 × 8 pixels, one channel."""
-    return DatasetInfo(
-        name="tiny",
-        classes=("a", "b", "c"),
-        size=8,
-        channels=1,
-        mean=(0.5,),
-        std=(0.25,),
-        counts={"train": 60, "validation": 30, "test": 30},
-        flip=False,
-    )
+    return INFO
 
 
 @pytest.fixture
 def tiny_split() -> Callable[[int, int], Split]:
     """`count` noise images on which a bright band marks the class."""
-
-    def split(count: int, seed: int) -> Split:
-        generator = torch.Generator().manual_seed(seed)
-        labels = torch.arange(count) % 3
-        images = torch.randint(0, 100, (count, 1, 8, 8), generator=generator)
-        for label in range(3):
-            images[labels == label, :, 2 * label + 1] += 120
-        return Split(images.to(torch.uint8), labels)
-
     return split

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from unittest import mock
 
 import torch
 import yaml
+from dvc.utils.hydra import apply_overrides
 
+from qnet.params import Params, load_params
 from stages import common
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +48,14 @@ def write_params(folder: Path, **changes: Any) -> None:
             node = node[parent]
         node[leaf] = value
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+def overridden(recipe: Path, overrides: list[str], folder: Path) -> Params:
+    """Parameters that `dvc exp run -S` makes of a recipe, in a copy that it leaves in `folder`."""
+    path = Path(shutil.copy(recipe, folder / "params.yaml"))
+    if overrides:
+        apply_overrides(path, overrides)
+    return load_params(path)
 
 
 # Ends a stage by signal 9 after this many more epochs.
@@ -108,6 +119,15 @@ def run(stage: str, folder: Path, *arguments: str, status: int = 0) -> str:
             torch.use_deterministic_algorithms(False)
     assert found == status, output.getvalue()
     return output.getvalue()
+
+
+def refused(stage: str, folder: Path, *arguments: str) -> str:
+    """Run a stage or tool that ends with an error, and return that error: its only line."""
+    output = run(stage, folder, *arguments, status=2)
+    assert output.startswith("error: ")
+    assert output.endswith("\n")
+    assert output.count("\n") == 1
+    return output.strip()
 
 
 @contextmanager

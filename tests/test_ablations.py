@@ -2,18 +2,17 @@
 
 import re
 import shlex
-import shutil
 
 import pytest
 import torch
 import yaml
-from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+from dvc.utils.hydra import get_hydra_sweeps
 
 from qnet.histogram import Histogram
 from qnet.levels import activation_levels, weight_levels
 from qnet.params import Params, load_params
 from stages.clustering import _clusters
-from tests.pipeline import ROOT
+from tests.pipeline import ROOT, overridden
 from tests.test_docs_parameters import rows
 
 RECIPE = ROOT / "recipes" / "resnet18-imagenet.yaml"
@@ -25,12 +24,6 @@ def command(text: str) -> list[str]:
     found = re.match(r"`(-S [^`]+)`", text)
     assert found is not None, text
     return shlex.split(found[1].replace("-S ", ""))
-
-
-def overridden(overrides, folder) -> Params:
-    path = shutil.copy(RECIPE, folder / "params.yaml")
-    apply_overrides(path, overrides)
-    return load_params(path)
 
 
 def value(params: Params, name: str) -> object:
@@ -52,7 +45,6 @@ def starts(params: Params) -> list[dict[str, object]]:
             values = torch.randn(5000, generator=generator)
             values = values.sign() * values.abs() ** power
             histogram.update(values if rule is params.cluster.weights else values.relu())
-        assert levels is not None
         found += [c.to_dict() for c in _clusters(histograms, levels, rule).values()]
     return found
 
@@ -67,7 +59,7 @@ def test_an_ablation_is_one_change_or_says_why_it_is_two(cells, tmp_path):
     overrides = command(cells[2])
     assert len(overrides) == (2 if "`. Two: " in cells[2] else 1)
     assert len(get_hydra_sweeps({"params.yaml": overrides})) == 1
-    params, recipe = overridden(overrides, tmp_path), load_params(RECIPE)
+    params, recipe = overridden(RECIPE, overrides, tmp_path), load_params(RECIPE)
     for override in overrides:
         name, _, given = override.partition("=")
         assert value(params, name) != value(recipe, name)
@@ -80,7 +72,7 @@ def test_an_ablation_is_one_change_or_says_why_it_is_two(cells, tmp_path):
 )
 def test_another_start_is_another_start(overrides, tmp_path):
     changed, *beside = overrides
-    before = overridden(beside, tmp_path) if beside else load_params(RECIPE)
-    assert starts(overridden(overrides, tmp_path)) != starts(before)
+    before = overridden(RECIPE, beside, tmp_path)
+    assert starts(overridden(RECIPE, overrides, tmp_path)) != starts(before)
     if beside:  # it would change nothing alone
-        assert starts(overridden([changed], tmp_path)) == starts(load_params(RECIPE))
+        assert starts(overridden(RECIPE, [changed], tmp_path)) == starts(load_params(RECIPE))

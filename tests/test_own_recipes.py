@@ -2,13 +2,11 @@
 
 import re
 import shlex
-import shutil
 
 import pytest
-from dvc.utils.hydra import apply_overrides
 
 from qnet.params import Params, load_params
-from tests.pipeline import ROOT
+from tests.pipeline import ROOT, overridden
 
 NAMES = ("resnet20-cifar10-best", "resnet20-cifar10-short")
 WEIGHTS_ONLY = ["1/32", "2/32", "3pm2/32", "3/32", "3pm4/32", "4/32"]
@@ -21,9 +19,7 @@ def test_every_row_is_one_command(name, tmp_path):
     commands = re.findall(r"^# (\S+) +dvc exp run --queue (.*)$", recipe.read_text(), re.M)
     assert [row for row, _ in commands] == ROWS
     for row, options in commands:
-        path = shutil.copy(recipe, tmp_path / "params.yaml")
-        apply_overrides(path, shlex.split(options)[1::2])
-        params = load_params(path)
+        params = overridden(recipe, shlex.split(options)[1::2], tmp_path)
         levels, bits = ("32", "32") if row == "fp" else row.split("/")
         assert str(params.weights.levels) == levels.replace("32", "full")
         assert str(params.activations.bits) == bits.replace("32", "full")

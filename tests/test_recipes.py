@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+from dvc.utils.hydra import get_hydra_sweeps
 
 import stages.cluster
 import stages.train_activations
 from qnet.data import Raw, Split, load_source, prepare, save_prepared
-from qnet.params import Params, TrainingParams, load_params
-from tests.pipeline import ROOT, run
+from qnet.params import TrainingParams, load_params
+from tests.pipeline import ROOT, overridden, run
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 IMAGES, SIZE = 60, 14  # SimpleNet needs 13 pixels
@@ -125,14 +125,6 @@ def test_what_the_fork_trains_in_full_precision(name, row, title, tmp_path):
 def decays(params: TrainingParams) -> str:
     """Epochs after which the learning rate falls, counted from 0 as in the fork."""
     return ", ".join(str(epoch - 1) for epoch in params.decay_epochs)
-
-
-def overridden(recipe: Path, overrides: list[str], folder: Path) -> Params:
-    """Parameters that `dvc exp run -S` makes of a recipe."""
-    path = Path(shutil.copy(recipe, folder / "params.yaml"))
-    if overrides:
-        apply_overrides(path, overrides)
-    return load_params(path)
 
 
 def tiny(split: Split) -> Split:

@@ -1,5 +1,6 @@
 """A tiny network of each phase, and a trainer for it."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -36,12 +37,27 @@ def model_of(kind: str, bits: int = 2) -> nn.Module:
     return model
 
 
+def trainer_of(model, params, data, runtime=CPU, **options):
+    return Trainer(model, params, data, runtime, phase="x", seed=0, **options)
+
+
 def trainer(kind, params, data, runtime=CPU, **options):
-    return Trainer(model_of(kind), params, data, runtime, phase="x", seed=0, **options)
+    return trainer_of(model_of(kind), params, data, runtime, **options)
 
 
-class Killed(BaseException):
+class _Killed(BaseException):
     """Stand-in for the end of a process."""
+
+
+def kill_after(run, resume, epochs):
+    """Train for this many epochs and end, as a process does that is killed."""
+
+    def kill(history):
+        if len(history.rows) == epochs:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        run.fit(resume, kill)
 
 
 def soft_weights(settings, data):
@@ -50,7 +66,7 @@ def soft_weights(settings, data):
     for *_, quantizer in quantized_weights(model):
         quantizer.backward_temperature = "exact"
     settings = settings.model_copy(update={"weights": "soft", "weight_scales": True})
-    return Trainer(model, settings, data, CPU, phase="x", seed=0)
+    return trainer_of(model, settings, data)
 
 
 def weight_parameters(run):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qnet.batch_norm import synchronise_batch_norm
-from qnet.data import Augment, Batches, DatasetInfo, Shard, Split
+from qnet.data import Augment, Batches, Shard
 from qnet.distributed import (
     backward,
     broadcast_state,
@@ -24,35 +24,20 @@ from qnet.distributed import (
     world_size,
 )
 from qnet.errors import UserError
-from qnet.insertion import insert_quantizers
-from qnet.levels import activation_levels, weight_levels
+from qnet.levels import activation_levels
 from qnet.params import FpParams, load_params
 from qnet.quantizer import Quantizer
 from qnet.resume import ResumeFile
-from qnet.runtime import Runtime
-from qnet.training import Trainer, TrainingData
+from qnet.training import TrainingData
+from tests import trainers
 from tests.conftest import ROOT
-from tests.tiny import network
+from tests.tiny import INFO, network, split
 
 WORLD = 2
 BATCH, STEPS = 15, 2  # of 15 images, one process takes 7 and the other 8
-CPU = Runtime(torch.device("cpu"), mixed=False)
-INFO = DatasetInfo(
-    name="tiny", classes=("a", "b", "c"), size=8, channels=1, mean=(0.5,), std=(0.25,),
-    counts={}, flip=False,
-)  # fmt: skip
 
 
 # --- Training, alone or in one of two processes --------------------------------------------------
-
-
-def images(count: int, seed: int) -> Split:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 3
-    pixels = torch.randint(0, 100, (count, 1, 8, 8), generator=generator)
-    for label in range(3):
-        pixels[labels == label, :, 2 * label + 1] += 120
-    return Split(pixels.to(torch.uint8), labels)
 
 
 class Exact(Batches):
@@ -66,25 +51,12 @@ class Exact(Batches):
 
 
 def model_of(kind: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = network(3, 1, 8)
+    model = trainers.model_of("fp" if kind == "plain" else kind)
     model[9] = nn.AdaptiveAvgPool2d((4, 1))  # for equal sums, rounding would choose the max
     if kind == "plain":
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.BatchNorm2d):
                 setattr(model, name, nn.Identity())
-    if kind in ("weights", "activations"):
-        insert_quantizers(
-            model,
-            weights={n: Quantizer(weight_levels(2), alpha=0.08, beta=12.0) for n in ("3", "6")},
-        )
-    if kind == "activations":
-        insert_quantizers(
-            model,
-            activations={
-                n: Quantizer(activation_levels(2), alpha=0.5, beta=2.0) for n in ("3", "6")
-            },
-        )
     return model.double()
 
 
@@ -97,16 +69,14 @@ def trained(
     shard = Shard(rank(), world_size())
     options = {"batch_size": BATCH, "device": "cpu", "shard": shard}
     data = TrainingData(
-        Exact(images(BATCH * STEPS, 0), INFO, augment=Augment(pad=1, flip=True), **options),
-        Exact(images(16, 1), INFO, **options),
+        Exact(split(BATCH * STEPS, 0), INFO, augment=Augment(pad=1, flip=True), **options),
+        Exact(split(16, 1), INFO, **options),
     )
     model = model_of(kind)
     changes = {"epochs": 2, "warmup_epochs": 0, "lr": 0.05, "clip_norm": 0.5}
-    trainer = Trainer(
-        model, section.model_copy(update=changes), data, CPU, phase="x", seed=0,
-        teacher=model_of("fp").eval(),
-    )  # fmt: skip
-    rows = trainer.fit(resume).rows
+    settings = section.model_copy(update=changes)
+    run = trainers.trainer_of(model, settings, data, teacher=model_of("fp").eval())
+    rows = run.fit(resume).rows
     return model.state_dict(), rows
 
 
@@ -154,7 +124,7 @@ def worker(number: int, port: int, folder: Path) -> None:
 def few() -> list[int]:
     """Numbers of images that this process scores, of one in total."""
     shard = Shard(rank(), world_size())
-    batches = Batches(images(1, 0), INFO, batch_size=4, device="cpu", shard=shard)
+    batches = Batches(split(1, 0), INFO, batch_size=4, device="cpu", shard=shard)
     return [len(labels) for _, labels in batches.ordered()]
 
 

@@ -32,8 +32,8 @@ from qnet.insertion import insert_quantizers
 from qnet.levels import LevelSet
 from qnet.params import TemperatureParams
 from qnet.quantizer import Quantizer
-from qnet.runtime import Runtime
-from qnet.training import Trainer, TrainingData
+from qnet.training import TrainingData
+from tests.trainers import trainer_of
 
 EPOCHS, STEPS, BATCH = 10, 20, 16  # steps per epoch, images per batch
 HOTTER = 5.0  # increase of T per epoch
@@ -326,11 +326,7 @@ def library(case: Case, dtype: torch.dtype, sections: tuple[Any, Any]) -> Trajec
         scale_lr=1.0, distillation=0.0, label_smoothing=0.0, select_on="last",
         freeze_bn_affine=case.hard_weights, freeze_bn_stats=False, bn_images=0,
     )  # fmt: skip
-    trainer = Trainer(
-        model, params, TrainingData(batches, batches), Runtime(torch.device("cpu"), mixed=False),
-        phase="x", seed=0,
-    )  # fmt: skip
-    trainer.fit()
+    trainer_of(model, params, TrainingData(batches, batches)).fit()
     return Trajectory(torch.stack(losses), model.state_dict())
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -20,15 +19,11 @@ from qnet.sites import activation_sites, quantizable_layers, relu_sites
 
 
 def weight_quantizer(alpha: float = 0.1) -> Quantizer:
-    levels = weight_levels(2)
-    assert levels
-    return Quantizer(levels, alpha=alpha, beta=1 / alpha)
+    return Quantizer(weight_levels(2), alpha=alpha, beta=1 / alpha)
 
 
 def input_quantizer(alpha: float = 0.5, signed: bool = False) -> Quantizer:
-    levels = activation_levels(2, signed)
-    assert levels
-    return Quantizer(levels, alpha=alpha, beta=1 / alpha)
+    return Quantizer(activation_levels(2, signed), alpha=alpha, beta=1 / alpha)
 
 
 def small_model() -> nn.Sequential:
@@ -122,9 +117,7 @@ def test_insertion_keeps_what_was_there() -> None:
 
 def test_what_is_no_quantizer_is_refused_before_anything_changes() -> None:
     model = small_model()
-    levels = weight_levels(2)
-    assert levels is not None
-    clusters: Any = cluster(model[5].weight, levels)
+    clusters = cluster(model[5].weight, weight_levels(2))
     with pytest.raises(UserError, match="weights: '5' is given a Clusters; give a Quantizer"):
         insert_quantizers(model, weights={"2": weight_quantizer(), "5": clusters})
     assert type(model[2]) is nn.Conv2d
@@ -375,7 +368,7 @@ def test_one_quantizer_in_two_places_is_refused() -> None:
 
 def test_a_quantizer_goes_to_the_device_of_its_layer() -> None:
     model = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.Linear(2, 2))
-    quantizer = Quantizer(activation_levels(2))  # type: ignore[arg-type]
+    quantizer = Quantizer(activation_levels(2))
     insert_quantizers(model, activations={"1": quantizer})
     assert quantizer.alpha.device == model[1].weight.device
 
@@ -391,7 +384,7 @@ def test_a_layer_whose_forward_is_its_own_is_refused() -> None:
 def test_shapes_can_be_had_on_the_meta_device() -> None:
     model = insert_quantizers(
         nn.Sequential(nn.Linear(2, 3)),
-        weights={"0": Quantizer(weight_levels(1))},  # type: ignore[arg-type]
-        activations={"0": Quantizer(activation_levels(2))},  # type: ignore[arg-type]
+        weights={"0": Quantizer(weight_levels(1))},
+        activations={"0": Quantizer(activation_levels(2))},
     )
     assert model.to("meta").eval()(torch.empty(4, 2, device="meta")).shape == (4, 3)

@@ -22,21 +22,9 @@ WEIGHTS = {
 }
 
 
-def of_weights(spec: object) -> LevelSet:
-    levels = weight_levels(spec)  # type: ignore[arg-type]
-    assert levels is not None
-    return levels
-
-
-def of_activations(spec: object, signed: bool = False) -> LevelSet:
-    levels = activation_levels(spec, signed)  # type: ignore[arg-type]
-    assert levels is not None
-    return levels
-
-
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weight_sets_are_those_of_the_method(name: str) -> None:
-    levels = of_weights(name)
+    levels = weight_levels(name)
     values, bits = WEIGHTS[name]
     assert (levels.name, levels.values, levels.bits) == (name, values, bits)
     assert levels.offset == sum(levels.steps) / 2  # the paper's o
@@ -47,12 +35,12 @@ def test_weight_sets_are_those_of_the_method(name: str) -> None:
 def test_numbers_and_their_text_are_the_same(bits: int) -> None:
     assert weight_levels(bits) == weight_levels(str(bits))
     assert activation_levels(bits) == activation_levels(str(bits))
-    assert of_weights(bits).bits == bits
+    assert weight_levels(bits).bits == bits
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_activation_sets_start_at_zero(bits: int) -> None:
-    levels = of_activations(bits)
+    levels = activation_levels(bits)
     assert levels == LevelSet(f"a{bits}", tuple(range(2**bits)))
     assert (levels.offset, levels.bits, levels.max_abs) == (0.0, bits, 2**bits - 1)
     assert set(levels.steps) == {1}
@@ -70,24 +58,24 @@ def test_full_is_no_quantization() -> None:
 
 
 def test_steps_may_differ() -> None:
-    assert of_weights("3pm4").steps == (2, 1, 1, 1, 1, 2)
+    assert weight_levels("3pm4").steps == (2, 1, 1, 1, 1, 2)
 
 
 def test_a_list_is_a_set_and_keeps_the_name_of_a_known_one() -> None:
-    listed = of_weights([-4, -1, 0, 1, 4])
+    listed = weight_levels([-4, -1, 0, 1, 4])
     assert (listed.name, listed.values, listed.bits) == (
         "[-4, -1, 0, 1, 4]",
         (-4, -1, 0, 1, 4),
         3,
     )
-    assert of_weights([-1, 0, 1]) is of_weights(2)
-    assert of_weights((-4, -2, -1, 0, 1, 2, 4)).name == "3pm4"
+    assert weight_levels([-1, 0, 1]) is weight_levels(2)
+    assert weight_levels((-4, -2, -1, 0, 1, 2, 4)).name == "3pm4"
 
 
 @given(st.sets(st.integers(1, 2**15 - 1), min_size=1, max_size=20), st.booleans())
 def test_any_symmetric_list_is_a_set(positive: set[int], zero: bool) -> None:
     values = sorted(positive | {-value for value in positive} | ({0} if zero else set()))
-    levels = of_weights(values)
+    levels = weight_levels(values)
     assert levels.values == tuple(values)
     assert levels.values[0] + sum(levels.steps) == levels.values[-1] == levels.max_abs
     assert 2 ** (levels.bits - 1) < len(values) <= 2**levels.bits
@@ -96,7 +84,7 @@ def test_any_symmetric_list_is_a_set(positive: set[int], zero: bool) -> None:
 @pytest.mark.parametrize("spec", ["0", "9", 0, 9, -1, 32, "two", "", True, 2.0, None, "3PM2", "a2"])
 def test_unknown_weight_levels_are_named(spec: object) -> None:
     with pytest.raises(UserError, match=r"weights\.levels .*use 1 \.\.\. 8") as caught:
-        of_weights(spec)
+        weight_levels(spec)
     assert repr(spec) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -105,7 +93,7 @@ def test_unknown_weight_levels_are_named(spec: object) -> None:
 @pytest.mark.parametrize("signed", [False, True])
 def test_unknown_activation_bits_are_named(spec: object, signed: bool) -> None:
     with pytest.raises(UserError, match=r"activations\.bits .*use 1 \.\.\. 8") as caught:
-        of_activations(spec, signed)
+        activation_levels(spec, signed)
     assert repr(spec) in str(caught.value)
 
 
@@ -126,7 +114,7 @@ def test_unknown_activation_bits_are_named(spec: object, signed: bool) -> None:
 )
 def test_bad_lists_are_refused(spec: list[int], problem: str) -> None:
     with pytest.raises(UserError, match=problem) as caught:
-        of_weights(spec)
+        weight_levels(spec)
     assert str(spec) in str(caught.value)
 
 

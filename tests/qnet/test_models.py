@@ -225,7 +225,7 @@ def test_own_model(own_module: types.ModuleType) -> None:
         )
         return model
 
-    own_module.tiny = tiny  # type: ignore[attr-defined]
+    own_module.tiny = tiny
     model = build_model("own_models:tiny", classes=3, channels=2, size=5)
     assert model[1].weight.shape == (3, 50)
     assert [module.training for module in model] == [True, True, False]  # unchanged
@@ -237,9 +237,7 @@ def test_own_model_that_cannot_be_traced_without_data(own_module: types.ModuleTy
             x = input.flatten(1)
             return super().forward(x / 255 if x.max().item() > 1 else x)
 
-    own_module.careful = lambda classes, channels, size: Careful(  # type: ignore[attr-defined]
-        channels * size**2, classes
-    )
+    own_module.careful = lambda classes, channels, size: Careful(channels * size**2, classes)
     assert build_model("own_models:careful", classes=3, size=4)
 
 
@@ -259,14 +257,14 @@ def test_own_models_that_do_not_fit(own_module: types.ModuleType) -> None:
     def build(name: str) -> nn.Module:
         return build_model(f"own_models:{name}", classes=3, size=4)
 
-    own_module.few = lambda classes: nn.Identity()  # type: ignore[attr-defined]
-    own_module.none = lambda **sizes: None  # type: ignore[attr-defined]
-    own_module.images = lambda **sizes: nn.Identity()  # type: ignore[attr-defined]
+    own_module.few = lambda classes: nn.Identity()
+    own_module.none = lambda **sizes: None
+    own_module.images = lambda **sizes: nn.Identity()
     with pytest.raises(
         UserError, match=r"signature \(classes\).*few\(classes=3, channels=3, size=4"
     ):
         build("few")
-    own_module.broken = lambda **sizes: 1 / 0  # type: ignore[attr-defined]
+    own_module.broken = lambda **sizes: 1 / 0
     with pytest.raises(
         UserError, match=r"failed \(ZeroDivisionError: .*test_models.py, line \d+\)"
     ):
@@ -289,7 +287,7 @@ def test_own_model_of_the_program_that_runs(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_own_model_in_another_type(dtype: torch.dtype, own_module: types.ModuleType) -> None:
-    own_module.net = lambda **sizes: Linear(**sizes).to(dtype)  # type: ignore[attr-defined]
+    own_module.net = lambda **sizes: Linear(**sizes).to(dtype)
     assert build_model("own_models:net", classes=3, size=4).weight.dtype == dtype
 
 
@@ -325,7 +323,7 @@ class WithExtra(Linear):
 def test_own_model_that_cannot_be_trained(
     kind: type[Linear], how: str, message: str, own_module: types.ModuleType
 ) -> None:
-    own_module.net = lambda **sizes: kind(**sizes, how=how)  # type: ignore[attr-defined]
+    own_module.net = lambda **sizes: kind(**sizes, how=how)
     with pytest.raises(UserError, match=rf"^model\.name: 'own_models:net' .*{message}"):
         build_model("own_models:net", classes=3, size=4)
 
@@ -341,7 +339,7 @@ def test_own_model_with_a_module_of_two_names(own_module: types.ModuleType) -> N
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.last(self.two(self.one(images)).flatten(1))
 
-    own_module.twice = Twice  # type: ignore[attr-defined]
+    own_module.twice = Twice
     model = build_model("own_models:twice", classes=3, size=4)
     assert model.two is model.one
     assert all(tensor.device.type == "cpu" for tensor in model.state_dict().values())
@@ -350,6 +348,6 @@ def test_own_model_with_a_module_of_two_names(own_module: types.ModuleType) -> N
 
 
 def test_own_model_that_ends_the_interpreter(own_module: types.ModuleType) -> None:
-    own_module.leave = lambda **sizes: sys.exit("bye")  # type: ignore[attr-defined]
+    own_module.leave = lambda **sizes: sys.exit("bye")
     with pytest.raises(UserError, match=r"'own_models:leave' failed \(SystemExit: bye"):
         build_model("own_models:leave", classes=3)

@@ -10,7 +10,7 @@ from torch import nn
 from qnet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qnet.errors import UserError
 from qnet.insertion import insert_quantizers
-from qnet.levels import LevelSet, activation_levels, weight_levels
+from qnet.levels import activation_levels, weight_levels
 from qnet.packing import pack, packed_state, unpack
 from qnet.quantizer import Quantizer
 from qnet.sites import quantizable_layers
@@ -21,15 +21,9 @@ from tests.tiny import network
 SETS = ["1", "2", "3", "3pm2", "3pm4", "8", [-300, -4, 4, 300]]
 
 
-def levels_of(spec) -> LevelSet:
-    levels = weight_levels(spec)
-    assert levels
-    return levels
-
-
 @given(st.sampled_from(SETS), st.lists(st.integers(0, 2**20), max_size=40))
 def test_levels_come_back(spec, numbers):
-    levels = levels_of(spec)
+    levels = weight_levels(spec)
     integers = torch.tensor([levels.values[n % len(levels.values)] for n in numbers]).long()
     packed = pack(integers, levels)
     assert packed.dtype == torch.uint8
@@ -39,16 +33,16 @@ def test_levels_come_back(spec, numbers):
 
 @given(st.integers(2, 700), st.data())
 def test_more_levels_than_a_byte_tells_apart(half, data):
-    levels = levels_of([*range(-half, 0), *range(1, half + 1)])
+    levels = weight_levels([*range(-half, 0), *range(1, half + 1)])
     numbers = data.draw(st.lists(st.integers(0, 2 * half - 1), min_size=1, max_size=20))
     integers = torch.tensor([levels.values[number] for number in numbers])
     assert torch.equal(unpack(pack(integers, levels), levels, len(numbers)), integers)
 
 
 def test_bits_follow_each_other_from_the_least():
-    binary = pack(torch.tensor([-1, 1, 1, -1, -1, -1, -1, 1, 1]), levels_of(1))
+    binary = pack(torch.tensor([-1, 1, 1, -1, -1, -1, -1, 1, 1]), weight_levels(1))
     assert binary.tolist() == [0b10000110, 0b1]
-    eight = pack(torch.tensor([[-3, 3], [0, 1], [-2, 2], [3, -3]]), levels_of(3))
+    eight = pack(torch.tensor([[-3, 3], [0, 1], [-2, 2], [3, -3]]), weight_levels(3))
     places = [0, 6, 3, 4, 1, 5, 6, 0]
     assert eight.tolist() == list(
         sum(p << 3 * i for i, p in enumerate(places)).to_bytes(3, "little")
@@ -59,7 +53,7 @@ def test_bits_follow_each_other_from_the_least():
 def checkpoint(request, tiny_info):
     torch.manual_seed(0)
     model = network(3, 1, 8)
-    levels, names = levels_of(request.param), quantizable_layers(model)
+    levels, names = weight_levels(request.param), quantizable_layers(model)
     alpha = torch.rand(8, 1, 1, 1) + 0.1
     insert_quantizers(
         model,
@@ -112,7 +106,7 @@ def test_a_weight_with_two_names(both):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     names = ["0", "1"] if both else ["1"]
-    insert_quantizers(model, weights={name: Quantizer(levels_of(2)) for name in names})
+    insert_quantizers(model, weights={name: Quantizer(weight_levels(2)) for name in names})
     message = r"^0\.weight and 1\.weight are one weight, which cannot be packed; keep it in full pr"
     with pytest.raises(UserError, match=message):
         packed_state(model)
@@ -122,13 +116,13 @@ def test_what_has_two_names_is_left_out_under_both():
     relu = nn.ReLU()
     model = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu)
     sites = {"1": Quantizer(activation_levels(2))}
-    insert_quantizers(model, weights={"2": Quantizer(levels_of(2))}, activations=sites)
+    insert_quantizers(model, weights={"2": Quantizer(weight_levels(2))}, activations=sites)
     assert not any(name.endswith("temperature") for name in packed_state(model))
 
 
 def test_a_network_that_is_one_layer():
     model = nn.Linear(9, 5)
-    insert_quantizers(model, weights={"": Quantizer(levels_of(2))})
+    insert_quantizers(model, weights={"": Quantizer(weight_levels(2))})
     assert {name: tuple(tensor.shape) for name, tensor in packed_state(model).items()} == {
         "weight": (12,),
         "bias": (5,),

@@ -100,7 +100,7 @@ def test_the_projects_own_file() -> None:
 
 def test_params_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
-        load_params(PARAMS).fp.lr = 1.0  # type: ignore[misc]
+        load_params(PARAMS).fp.lr = 1.0
 
 
 def test_dump_is_the_way_back() -> None:

@@ -20,9 +20,7 @@ from tests.textbook import (
 
 
 def test_thresholds_are_halfway_between_levels_by_default() -> None:
-    levels = weight_levels("3pm4")
-    assert levels is not None
-    assert Quantizer(levels).thresholds.tolist() == [-3, -1.5, -0.5, 0.5, 1.5, 3]
+    assert Quantizer(weight_levels("3pm4")).thresholds.tolist() == [-3, -1.5, -0.5, 0.5, 1.5, 3]
 
 
 def test_what_is_learned_and_what_is_kept() -> None:
@@ -168,9 +166,7 @@ def test_soft_forward(training: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_numbers_keep_their_digits_where_the_model_has_fewer(dtype: torch.dtype) -> None:
-    levels = activation_levels(8)
-    assert levels is not None
-    quantizer = Quantizer(levels, alpha=0.3, beta=1e6, temperature=1e5)
+    quantizer = Quantizer(activation_levels(8), alpha=0.3, beta=1e6, temperature=1e5)
     before = copy.deepcopy(quantizer.state_dict())
     quantizer.to(dtype).eval()
     assert all(torch.equal(quantizer.state_dict()[name], value) for name, value in before.items())

@@ -20,13 +20,11 @@ from qnet.sites import activation_sites
 
 
 def quantizer(bits: int = 1, *, signed: bool = False, **changes: object) -> Quantizer:
-    levels = activation_levels(bits, signed)
-    assert levels
-    return Quantizer(levels, alpha=0.5, beta=2.0, **changes)  # type: ignore[arg-type]
+    return Quantizer(activation_levels(bits, signed), alpha=0.5, beta=2.0, **changes)
 
 
 def quantized(model: nn.Module, *names: str, **changes: object) -> nn.Module:
-    return insert_quantizers(model, activations={name: quantizer(**changes) for name in names})  # type: ignore[arg-type]
+    return insert_quantizers(model, activations={name: quantizer(**changes) for name in names})
 
 
 def chain(inplace: bool = True) -> nn.Sequential:
@@ -95,7 +93,6 @@ def test_values_just_below_zero_get_the_gradient_of_the_window() -> None:
     weight = layer.weight.detach()
     sigma = torch.sigmoid(4 * (2.0 * x.detach() - 0.5))
     window = 4 * sigma * (1 - sigma)
-    assert x.grad is not None
     torch.testing.assert_close(x.grad, weight * 0.5 * 2.0 * window, rtol=1e-9, atol=0)
     assert x.grad[0, 1] != 0
 
@@ -121,10 +118,7 @@ def test_with_more_levels_no_gradient_changes(compiled: None) -> None:
     for network in (model, skipped):
         network.train()(images(size=32)).square().mean().backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None
-        found = skipped.get_parameter(name).grad
-        assert found is not None
-        assert torch.equal(found, parameter.grad), name
+        assert torch.equal(skipped.get_parameter(name).grad, parameter.grad), name
 
 
 def test_in_eval_mode_it_is_a_relu() -> None:

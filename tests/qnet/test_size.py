@@ -6,18 +6,12 @@ from torch import nn
 
 from qnet.errors import UserError
 from qnet.insertion import insert_quantizers
-from qnet.levels import LevelSet, activation_levels, weight_levels
+from qnet.levels import activation_levels, weight_levels
 from qnet.models import build_model
 from qnet.packing import packed_state
 from qnet.quantizer import Quantizer
 from qnet.sites import quantizable_layers
 from qnet.size import full_precision_bytes, model_bytes
-
-
-def levels_of(bits: int | str) -> LevelSet:
-    levels = weight_levels(bits)
-    assert levels
-    return levels
 
 
 def test_full_precision_is_four_bytes_for_each_value() -> None:
@@ -31,7 +25,7 @@ def test_full_precision_is_four_bytes_for_each_value() -> None:
 )
 def test_weights_are_packed(bits: int | str, weight_bytes: int) -> None:
     model = nn.Linear(9, 5)
-    insert_quantizers(model, weights={"": Quantizer(levels_of(bits))})
+    insert_quantizers(model, weights={"": Quantizer(weight_levels(bits))})
     assert model_bytes(model) == weight_bytes + 4 * 1 + 4 * 5  # α and the biases
     assert full_precision_bytes(model) == 4 * (45 + 5)
 
@@ -39,14 +33,13 @@ def test_weights_are_packed(bits: int | str, weight_bytes: int) -> None:
 def test_every_alpha_of_a_channel_counts() -> None:
     model = nn.Conv2d(4, 6, 2, bias=False)
     alpha = torch.ones(6, 1, 1, 1)
-    insert_quantizers(model, weights={"": Quantizer(levels_of(1), alpha=alpha, beta=alpha)})
+    insert_quantizers(model, weights={"": Quantizer(weight_levels(1), alpha=alpha, beta=alpha)})
     assert model_bytes(model) == 6 * 4 * 4 // 8 + 4 * 6
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_activation_quantizers_count_alpha_beta_and_thresholds(bits: int) -> None:
     levels = activation_levels(bits)
-    assert levels
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     before = model_bytes(model)
     insert_quantizers(model, activations={"0": Quantizer(levels), "1": Quantizer(levels)})
@@ -65,7 +58,7 @@ def test_a_quantized_weight_that_something_else_reads_too_is_not_packed() -> Non
     embedding, linear = nn.Embedding(4, 4), nn.Linear(4, 4, bias=False)
     linear.weight = embedding.weight
     model = nn.Sequential(embedding, linear)
-    insert_quantizers(model, weights={"1": Quantizer(levels_of(2))})
+    insert_quantizers(model, weights={"1": Quantizer(weight_levels(2))})
     assert model_bytes(model) == 4 * 16 + 4
     with pytest.raises(UserError, match=r"0\.weight and 1\.weight are one weight"):
         packed_state(model)
@@ -83,7 +76,7 @@ def test_binary_resnet20() -> None:
     full = full_precision_bytes(model)
     assert full == 4 * (269_722 + 1_376)  # parameters, means and variances
     names = quantizable_layers(model)
-    insert_quantizers(model, weights={name: Quantizer(levels_of(1)) for name in names})
+    insert_quantizers(model, weights={name: Quantizer(weight_levels(1)) for name in names})
     quantized = 267_264
     assert model_bytes(model) == full - 4 * quantized + quantized // 8 + 4 * len(names)
     assert full / model_bytes(model) > 20

@@ -17,7 +17,7 @@ from qnet.optimizer import set_learning_rate
 from qnet.quantizer import quantizers
 from qnet.relus import SkippedReLU
 from qnet.runtime import Runtime
-from qnet.training import Trainer, TrainingData
+from qnet.training import TrainingData
 from qnet.weights import weight_groups
 from tests.tiny import network
 from tests.trainers import (
@@ -29,6 +29,7 @@ from tests.trainers import (
     model_of,
     soft_weights,
     trainer,
+    trainer_of,
     weight_parameters,
 )
 from tests.waiting import NoWaiting
@@ -63,7 +64,7 @@ def test_frozen_epochs_are_those_of_frozen_weights(two_phases, data):
     rows = run.fit().rows
     model = model_of("activations")
     settings = settings.model_copy(update={"frozen_epochs": 0, "epochs": 2, "weights": "frozen"})
-    frozen = Trainer(model, settings, data, CPU, phase="x", seed=0)
+    frozen = trainer_of(model, settings, data)
     of_both = [{**row, "validation_soft_top1": None} for row in rows[:2]]  # weights follow T too
     assert of_both == [{**row, "validation_soft_top1": None} for row in frozen.fit().rows]
 
@@ -109,7 +110,7 @@ def test_a_weight_that_is_not_finite_is_found_behind_hard_quantizers(params, dat
 def test_a_parameter_without_elements_is_no_matter(params, data):
     model = model_of("fp")
     model.register_parameter("empty", torch.nn.Parameter(torch.zeros(0)))
-    run = Trainer(model, params("fp"), data, CPU, phase="x", seed=0)
+    run = trainer_of(model, params("fp"), data)
     assert len(run.fit().rows) == params("fp").epochs
 
 
@@ -171,7 +172,7 @@ def test_relus_before_quantized_activations_are_left_out_only_while_training(par
     for bits in (1, 2):
         model = model_of("activations", bits)
         settings = params("activations", epochs=2)
-        Trainer(model, settings, data, CPU, phase="x", seed=0).fit()
+        trainer_of(model, settings, data).fit()
         found = [name for name, module in model.named_modules() if isinstance(module, SkippedReLU)]
         assert found == ["2", "5"]
         deployed = model_of("activations", bits).eval()
@@ -209,9 +210,7 @@ def test_between_batches_the_host_never_waits_for_the_device(
     settings = params(kind) if kind == "fp" else params(kind, distillation=0.5)
     model, teacher = model_of(kind), network(3, 1, 8).to(META.device)
     together = weight_groups(model)
-    run = Trainer(
-        model, settings, TrainingData(batches, batches), META, phase="x", seed=0, teacher=teacher
-    )
+    run = trainer_of(model, settings, TrainingData(batches, batches), META, teacher=teacher)
     run.weight_groups = together
     for step, (images, labels) in enumerate(batches.epoch(torch.Generator())):
         with NoWaiting():
@@ -230,7 +229,7 @@ def test_a_network_is_compiled_once_whatever_t_is(params, data, monkeypatch):
         model = model_of("activations")
         for _, quantizer in quantizers(model):
             quantizer.forward_mode, quantizer.backward_temperature = "soft", "exact"
-        return Trainer(model, settings, data, runtime, phase="x", seed=0)
+        return trainer_of(model, settings, data, runtime)
 
     compilations = []
     rows = soft(WHOLE).fit(on_epoch=lambda _: compilations.append(counter.frame_count)).rows
@@ -310,7 +309,7 @@ class Volume(nn.Module):
 @pytest.mark.parametrize("module", [Versioned, Volume])
 def test_networks_with_modules_of_other_kinds(module, params, data):
     model = nn.Sequential(module(), model_of("fp"))
-    Trainer(model, params("fp", epochs=1), data, CPU, phase="x", seed=0).fit()
+    trainer_of(model, params("fp", epochs=1), data).fit()
 
 
 def test_a_scale_below_zero_stays_there(params, data):
@@ -318,7 +317,7 @@ def test_a_scale_below_zero_stays_there(params, data):
     quantizer = model.get_submodule("3.weight_quantizer")
     with torch.no_grad():
         quantizer.alpha.neg_(), quantizer.beta.neg_()
-    Trainer(model, params("weights", epochs=1), data, CPU, phase="x", seed=0).fit()
+    trainer_of(model, params("weights", epochs=1), data).fit()
     assert quantizer.alpha.item() == pytest.approx(-ALPHA, rel=0.2)
     assert quantizer.beta.item() == pytest.approx(-BETA, rel=0.2)
 
@@ -326,8 +325,8 @@ def test_a_scale_below_zero_stays_there(params, data):
 def test_a_network_of_which_nothing_may_learn(params, data):
     model = model_of("fp").requires_grad_(False)
     with pytest.raises(UserError, match=r"x\.epochs is 3, and no parameter .* may learn"):
-        Trainer(model, params("fp", epochs=3), data, CPU, phase="x", seed=0)
-    assert Trainer(model, params("fp", epochs=0), data, CPU, phase="x", seed=0).fit().rows == []
+        trainer_of(model, params("fp", epochs=3), data)
+    assert trainer_of(model, params("fp", epochs=0), data).fit().rows == []
 
 
 def test_a_network_of_which_nothing_may_learn_at_first(two_phases, data):
@@ -336,4 +335,4 @@ def test_a_network_of_which_nothing_may_learn_at_first(two_phases, data):
         weight.requires_grad_(True)
     settings = two_phases(scale_lr=0.0, freeze_bn_affine=True)
     with pytest.raises(UserError, match="no parameter of the network may learn"):
-        Trainer(model, settings, data, CPU, phase="x", seed=0)
+        trainer_of(model, settings, data)

@@ -5,7 +5,7 @@ import torch
 
 from qnet.quantizer import quantizers
 from qnet.resume import ResumeFile, optimizer_tensors
-from tests.trainers import Killed, soft_weights, trainer
+from tests.trainers import kill_after, soft_weights, trainer
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -18,13 +18,8 @@ def test_a_run_cut_short_ends_as_an_uninterrupted_one(
     whole = trainer(kind, settings, data)
     expected = whole.fit()
 
-    def kill(history):
-        if len(history.rows) == killed_after:
-            raise Killed
-
     resume = ResumeFile(tmp_path / "run.safetensors")
-    with pytest.raises(Killed):
-        trainer(kind, settings, data).fit(resume, kill)
+    kill_after(trainer(kind, settings, data), resume, epochs=killed_after)
     resumed = trainer(kind, settings, data)
     history = resumed.fit(resume)
 
@@ -41,13 +36,9 @@ def test_dropout_goes_on_as_if_the_run_had_not_been_cut(params, data, tmp_path):
         made.model[10] = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5))
         return made
 
-    def kill(history):
-        raise Killed
-
     expected = run().fit()
     resume = ResumeFile(tmp_path / "run.safetensors")
-    with pytest.raises(Killed):
-        run().fit(resume, kill)
+    kill_after(run(), resume, epochs=1)
     torch.manual_seed(7)  # other code's random draws make no difference
     assert run().fit(resume) == expected
 
@@ -61,12 +52,7 @@ def test_scales_that_stay_have_no_part_in_clipping_or_resuming(params, data, tmp
         quantizer.requires_grad_(False)
     assert fixed.fit() == expected
     resume = ResumeFile(tmp_path / "run.safetensors")
-
-    def kill(history):
-        raise Killed
-
-    with pytest.raises(Killed):
-        trainer("activations", settings, data).fit(resume, kill)
+    kill_after(trainer("activations", settings, data), resume, epochs=1)
     assert trainer("activations", settings, data).fit(resume) == expected
 
 
@@ -100,13 +86,8 @@ def test_a_run_cut_short_in_either_phase_ends_the_same(
     whole = soft_weights(settings, data)
     expected = whole.fit()
 
-    def kill(history):
-        if len(history.rows) == killed_after:
-            raise Killed
-
     resume = ResumeFile(tmp_path / "run.safetensors")
-    with pytest.raises(Killed):
-        soft_weights(settings, data).fit(resume, kill)
+    kill_after(soft_weights(settings, data), resume, epochs=killed_after)
     resumed = soft_weights(settings, data)
 
     assert resumed.fit(resume) == expected

@@ -20,7 +20,6 @@ from qnet.weights import quantized_in_groups, weight_groups
 from tests.textbook import uneven
 
 LEVELS = weight_levels(2)
-assert LEVELS
 
 
 def resnet20(levels: int | str = 2) -> nn.Module:
@@ -28,7 +27,6 @@ def resnet20(levels: int | str = 2) -> nn.Module:
     torch.manual_seed(0)
     model = build_model("resnet20", classes=10, channels=3, size=32).double()
     given = weight_levels(levels)
-    assert given
     found = {
         name: Quantizer.from_clusters(cluster(model.get_parameter(f"{name}.weight"), given))
         for name in quantizable_layers(model)
@@ -105,9 +103,7 @@ def odd_ones() -> Iterator[Quantizer]:
     yield Quantizer(LEVELS, backward_temperature=2.0)
     yield Quantizer(LEVELS, alpha=torch.ones(4, 1))
     yield Quantizer(LEVELS, thresholds=uneven(LEVELS))
-    other = weight_levels(1)
-    assert other
-    yield Quantizer(other)
+    yield Quantizer(weight_levels(1))
     yield Halved(LEVELS)
     watched = Quantizer(LEVELS)
     watched.register_forward_hook(lambda module, inputs, output: output + 1)

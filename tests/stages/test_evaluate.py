@@ -12,12 +12,11 @@ from qnet import Quantizer, activation_levels, insert_quantizers, weight_levels
 from qnet.checkpoint import Checkpoint, save_checkpoint
 from qnet.data import Batches, save_prepared
 from qnet.evaluation import evaluate_classes
-from qnet.runtime import Runtime
-from tests.pipeline import run, write_params
+from tests.pipeline import refused, run, write_params
 from tests.tiny import network
+from tests.trainers import CPU
 
 CHECKPOINT = "checkpoints/fp.safetensors"
-EXACT = Runtime(torch.device("cpu"), mixed=False)
 
 
 @pytest.fixture
@@ -45,20 +44,13 @@ def write_images(folder: Path, split, classes) -> None:
         Image.fromarray(image[0].numpy()).save(path)
 
 
-def refused(folder: Path, *arguments: str) -> str:
-    output = run("evaluate", folder, *arguments, status=2).strip()
-    assert output.startswith("error: ")
-    assert "\n" not in output
-    return output
-
-
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_split_is_scored_as_the_library_does(split, fill, tmp_path):
     checkpoint, splits = fill()
     output = run("evaluate", tmp_path, CHECKPOINT, "--split", split, "--json", "out/scores.json")
     found = json.loads((tmp_path / "out" / "scores.json").read_text())
     batches = Batches(splits[split], checkpoint.dataset, batch_size=500, device="cpu")
-    scores, actual, predicted = evaluate_classes(checkpoint.model, batches, EXACT)
+    scores, actual, predicted = evaluate_classes(checkpoint.model, batches, CPU)
     for name, value in scores.items():
         assert found[name] == pytest.approx(value, rel=1e-5)
     confusion = torch.zeros(3, 3, dtype=torch.int64)
@@ -99,7 +91,9 @@ def test_in_integers_it_scores_the_same(fill, tmp_path):
 
 def test_full_precision_has_no_integers(fill, tmp_path):
     fill()
-    assert "error: to_int8: no layer of the network has" in refused(tmp_path, CHECKPOINT, "--int8")
+    assert "error: to_int8: no layer of the network has" in refused(
+        "evaluate", tmp_path, CHECKPOINT, "--int8"
+    )
 
 
 def test_the_table_is_aligned(fill, tmp_path):
@@ -166,11 +160,15 @@ def test_class_folders_that_differ_are_named(fill, tmp_path):
     fill()
     for name in ("a", "c", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
-    message = refused(tmp_path, CHECKPOINT, "--folder", "images")
+    message = refused("evaluate", tmp_path, CHECKPOINT, "--folder", "images")
     assert "images: lacks b and also has dog: it must hold one folder for each" in message
-    assert "nowhere: is not a folder" in refused(tmp_path, CHECKPOINT, "--folder", "nowhere")
+    assert "nowhere: is not a folder" in refused(
+        "evaluate", tmp_path, CHECKPOINT, "--folder", "nowhere"
+    )
     (tmp_path / "images" / "dog").rename(tmp_path / "images" / "b")
-    assert "images/a: holds no images" in refused(tmp_path, CHECKPOINT, "--folder", "images")
+    assert "images/a: holds no images" in refused(
+        "evaluate", tmp_path, CHECKPOINT, "--folder", "images"
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,7 +180,7 @@ def test_other_prepared_data_are_refused(change, word, fill, tmp_path):
     other = replace(checkpoint, dataset=replace(checkpoint.dataset, **change))
     save_checkpoint(tmp_path / CHECKPOINT, other)
     if word:
-        message = refused(tmp_path, CHECKPOINT)
+        message = refused("evaluate", tmp_path, CHECKPOINT)
         assert f"they differ in {word}; " in message
     else:
         run("evaluate", tmp_path, CHECKPOINT)
@@ -214,7 +212,4 @@ def test_a_split_that_was_drawn_otherwise_is_told(fill, tmp_path):
 )
 def test_a_mistake_on_the_command_line_is_one_line(arguments, words, fill, tmp_path):
     fill()
-    output = run("evaluate", tmp_path, *arguments, status=2).strip()
-    assert "\n" not in output  # before any work
-    assert words in output
-    assert output.startswith("error: ")
+    assert words in refused("evaluate", tmp_path, *arguments)  # before any work

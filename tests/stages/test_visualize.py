@@ -12,7 +12,7 @@ from qnet.data import save_prepared
 from qnet.insertion import insert_quantizers
 from qnet.levels import activation_levels, weight_levels
 from qnet.quantizer import Quantizer
-from tests.pipeline import run, write_params
+from tests.pipeline import refused, run, write_params
 from tests.tiny import network
 
 WEIGHTS, ACTIVATIONS = (f"checkpoints/{name}.safetensors" for name in ("weights", "activations"))
@@ -47,13 +47,6 @@ def fill(tmp_path, tiny_info, tiny_split):
 
 def drawn(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
-
-
-def refused(folder, *arguments):
-    output = run("visualize", folder, *arguments, status=2).strip()
-    assert output.startswith("error: ")
-    assert "\n" not in output
-    return output
 
 
 def test_every_quantizer_has_a_picture(fill, tmp_path):
@@ -114,12 +107,16 @@ def test_what_is_drawn_is_what_the_network_does(fill, tmp_path, tiny_split, monk
 
 def test_other_prepared_data_are_refused(fill, tmp_path):
     save_checkpoint(tmp_path / "x", replace(fill, dataset=replace(fill.dataset, size=16)))
-    assert "they differ in size; set data to what it was trained on" in refused(tmp_path, "x")
+    assert "they differ in size; set data to what it was trained on" in refused(
+        "visualize", tmp_path, "x"
+    )
 
 
 def test_a_packed_checkpoint_has_no_weights_to_show(fill, tmp_path):
     save_checkpoint(tmp_path / "packed", fill, packed=True)
-    assert "packed is packed, without its unquantized weights" in refused(tmp_path, "packed")
+    assert "packed is packed, without its unquantized weights" in refused(
+        "visualize", tmp_path, "packed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,15 +130,15 @@ def test_a_packed_checkpoint_has_no_weights_to_show(fill, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line(arguments, words, fill, tmp_path):
-    assert words in refused(tmp_path, *arguments)
+    assert words in refused("visualize", tmp_path, *arguments)
 
 
 def test_what_is_missing_is_named(fill, tmp_path):
     (tmp_path / "data/prepared/dataset.json").unlink()
-    assert "dataset.json" in refused(tmp_path)
+    assert "dataset.json" in refused("visualize", tmp_path)
     for path in (WEIGHTS, ACTIVATIONS):
         (tmp_path / path).unlink()
-    assert f"{ACTIVATIONS} does not exist" in refused(tmp_path)
+    assert f"{ACTIVATIONS} does not exist" in refused("visualize", tmp_path)
 
 
 def test_help(tmp_path):
