@@ -100,7 +100,7 @@ def test_a_split_without_a_picture_that_can_be_read_is_one_line(split, folder, c
     output = run("train_fp", workspace, status=2).splitlines()
     errors = [line for line in output if " cannot be read (" not in line]
     assert errors == [
-        f"error: data.bad_images: no {split} picture could be read, and there are no more than it "
+        f"error: data.bad_images: no {split} image could be read, and there are no more than it "
         "allows; put back the files that the warnings name, or set it to 0 to stop at the first"
     ]
 
