@@ -1,8 +1,4 @@
-"""Which layers of a network are quantized, and where its activations are.
-
-In the paper all but the first and the last layer, and the output of every ReLU (Yang et al.,
-"Quantization Networks", CVPR 2019, section 4).
-"""
+"""Which layers of a network are quantized, and where its activations are."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from qnet.memory_format import channels_last
 from qnet.runtime import Runtime
 from qnet.tracing import CalledWithImages
 
-_ROUNDING = 0.05  # of the logits' norm; in bfloat16 a few thousandths to a hundredth
+_ROUNDING = 0.2  # of the logits' norm; in bfloat16 untrained ResNet-20 has 0.006, ResNet-18 0.04
 
 
 class Teacher:
