@@ -9,7 +9,10 @@ from qnet.histogram import Histogram
 from qnet.insertion import insert_quantizers
 from qnet.int8 import to_int8
 from qnet.levels import LevelSet, activation_levels, weight_levels
+from qnet.optimizer import parameter_groups
+from qnet.quantization import quantize_model
 from qnet.quantizer import Quantizer, quantizers, soft_forward
+from qnet.scales import ScaleFloor
 from qnet.sites import activation_sites, quantizable_layers
 from qnet.size import full_precision_bytes, model_bytes
 from qnet.steps import hard_steps, soft_steps
@@ -21,6 +24,7 @@ __all__ = [
     "Histogram",
     "LevelSet",
     "Quantizer",
+    "ScaleFloor",
     "UserError",
     "activation_histograms",
     "activation_levels",
@@ -32,7 +36,9 @@ __all__ = [
     "load_checkpoint",
     "load_model",
     "model_bytes",
+    "parameter_groups",
     "quantizable_layers",
+    "quantize_model",
     "quantizers",
     "save_checkpoint",
     "soft_forward",

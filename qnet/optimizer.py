@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,39 +11,54 @@ from qnet.params import QuantizedTrainingParams, TrainingParams
 from qnet.quantizer import quantizers
 
 
-def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Optimizer:
-    """SGD or Adam with one group for each way to learn.
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, scale_lr: float = 0.1
+) -> list[dict[str, Any]]:
+    """The parameters of `model` that require a gradient, in groups for a `torch.optim.Optimizer`.
 
     Weight matrices and kernels decay: all parameters of two dimensions or more. Batch norm and
-    biases do not. alpha and beta do not either, and learn at `scale_lr` times the learning rate.
-    Parameters that do not require a gradient are left out. On CUDA all of a group learn in one
-    kernel, and the learning rate is a tensor there: a recorded step reads it (`qnet.graphs`).
+    biases do not. alpha and beta of quantizers do not either.
+
+    Args:
+        model: with its quantizers.
+        lr: the learning rate.
+        weight_decay: of weight matrices and kernels.
+        scale_lr: alpha and beta learn at `scale_lr` times `lr`.
+
+    Returns:
+        Groups that are not empty, each with its `params`, `weight_decay`, `lr` and `lr_factor`, by
+        which that is `lr` multiplied.
     """
     scales = {id(p) for _, q in quantizers(model) for p in (q.alpha, q.beta)}
-    scale_lr = params.scale_lr if isinstance(params, QuantizedTrainingParams) else 0.0
     trained = [p for p in model.parameters() if p.requires_grad]
+    others = [p for p in trained if id(p) not in scales]
     groups = [
-        {
-            "params": [p for p in trained if id(p) not in scales and p.ndim > 1],
-            "weight_decay": params.weight_decay,
-            "lr_factor": 1.0,
-        },
-        {
-            "params": [p for p in trained if id(p) not in scales and p.ndim <= 1],
-            "weight_decay": 0.0,
-            "lr_factor": 1.0,
-        },
-        {
-            "params": [p for p in trained if id(p) in scales],
-            "weight_decay": 0.0,
-            "lr_factor": scale_lr,
-        },
+        ([p for p in others if p.ndim > 1], weight_decay, 1.0),
+        ([p for p in others if p.ndim <= 1], 0.0, 1.0),
+        ([p for p in trained if id(p) in scales], 0.0, scale_lr),
     ]
-    groups = [group for group in groups if group["params"]] or groups[:1]
+    return [
+        {"params": params, "weight_decay": decay, "lr": lr * factor, "lr_factor": factor}
+        for params, decay, factor in groups
+        if params
+    ]
+
+
+def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Optimizer:
+    """SGD or Adam of the `parameter_groups` of `model`.
+
+    On CUDA all of a group learn in one kernel, and the learning rate is a tensor there: a recorded
+    step reads it (`qnet.graphs`).
+    """
+    scale_lr = params.scale_lr if isinstance(params, QuantizedTrainingParams) else 0.0
+    groups = parameter_groups(
+        model, lr=params.lr, weight_decay=params.weight_decay, scale_lr=scale_lr
+    ) or [{"params": [], "lr_factor": 1.0}]
+    trained = [p for group in groups for p in group["params"]]
     on_cuda = bool(trained) and all(p.is_cuda for p in trained)
     if on_cuda:
         for group in groups:
-            group["lr"] = torch.full((), params.lr, device=trained[0].device)
+            group["lr"] = torch.full((), group["lr"], device=trained[0].device)
     if params.optimizer == "adam":
         return torch.optim.AdamW(
             groups, lr=params.lr, betas=(params.momentum, 0.999),

@@ -1,4 +1,4 @@
-"""Every command and line of Python in README.md works in a clone, on a small experiment."""
+"""Every command and line of Python of README.md and of the guides works in a clone."""
 
 import os
 import re
@@ -12,14 +12,17 @@ from PIL import Image
 
 from tests.pipeline import ROOT, write_params
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / name for name in ("README.md", "docs/pipeline.md", "docs/library.md", "docs/deploy.md")
+]
 NOT_HERE = ("make ", "cp recipes/", "source ", "tensorboard ", "git clone ", "cd ")
 # make: would call this test; recipes: need a download; the others have no lasting effect.
 
 
 def blocks(language: str) -> list[str]:
-    """The fenced blocks of README.md in `language`."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    """The fenced blocks in `language`, in the order in which they are read."""
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -108,8 +111,3 @@ def test_the_python_works(clone):
         shell(f"{sys.executable} block{number}.py", clone)
         (clone / f"block{number}.py").unlink()
     (clone / "picture.jpg").unlink()
-
-
-def test_every_file_that_is_named_is_there():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qnet.optimizer import build_optimizer, set_learning_rate
+from qnet.optimizer import build_optimizer, parameter_groups, set_learning_rate
 from tests.trainers import model_of, trainer
 
 SCALES = ("alpha", "beta")
@@ -34,6 +34,20 @@ def test_adam_takes_momentum_and_decay_from_the_parameters(params):
     found = [(g["weight_decay"], g["lr_factor"], g["betas"]) for g in optimizer.param_groups]
     matrices, vectors, scales = (0.03, 1.0), (0.0, 1.0), (0.0, 0.5)
     assert found == [(*group, (0.7, 0.999)) for group in (matrices, vectors, scales)]
+
+
+def test_parameters_fall_into_groups_by_how_they_learn() -> None:
+    model = model_of("weights")
+    frozen = next(model.parameters()).requires_grad_(False)
+    groups = parameter_groups(model, lr=0.5, weight_decay=0.1, scale_lr=0.2)
+    assert [(g["lr"], g["weight_decay"]) for g in groups] == [(0.5, 0.1), (0.5, 0.0), (0.1, 0.0)]
+    names = {id(p): name for name, p in model.named_parameters()}
+    matrices, vectors, scales = ([names[id(p)] for p in group["params"]] for group in groups)
+    assert all(name.endswith("weight") for name in matrices)
+    assert all(name.endswith(("weight", "bias")) for name in vectors)
+    assert scales
+    assert all(name.endswith(SCALES) for name in scales)
+    assert {*matrices, *vectors, *scales} == {*names.values()} - {names[id(frozen)]}
 
 
 def test_the_rate_changes_with_every_batch(params, data):
