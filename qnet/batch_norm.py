@@ -24,22 +24,41 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.distributed import world_size
+from qnet.errors import UserError
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:
     """Have all batch norm of `model` look at the images of all processes while training.
 
     A module stays the same object, with its name and parameters; only its class changes.
+    `nn.SyncBatchNorm` stays as it is.
+
+    Raises:
+        UserError: a subclass of batch norm has a forward of its own.
     """
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and not isinstance(module, _Synchronised):
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm) or isinstance(module, nn.SyncBatchNorm):
+            continue
+        if not is_plain(module):
+            raise UserError(
+                f"runtime.processes: {name} ({type(module).__name__}) is batch norm with a "
+                "forward of its own, which sees the images of one process only; use "
+                "runtime.processes=1, or nn.BatchNorm2d and what follows it"
+            )
+        if not isinstance(module, _Synchronised):
             kind = type(module)
             module.__class__ = type(kind.__name__, (_Synchronised, kind), {})
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether this is batch norm, over several processes too, and computes nothing else."""
+    return getattr(type(module), "forward", None) in (_BatchNorm.forward, _Synchronised.forward)
+
+
 @torch.no_grad()
 def measure_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Have batch norm's mean and variance be the averages over `batches`; all else stays.
+    """Have batch norm's mean and variance be the averages over `batches`; all else stays, and so
+    does batch norm that is not called.
 
     While training they are running averages over the last few batches, of weights that still move
     and of activations rounded to bfloat16. (Ioffe and Szegedy, 2015, algorithm 2, steps 8 to 12.)
@@ -50,6 +69,7 @@ def measure_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
@@ -59,8 +79,10 @@ def measure_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
         for images in batches:
             model(images)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, buffers in zip(norms, momenta, before, strict=True):
             norm.momentum = momentum
+            if norm.num_batches_tracked == 0:
+                norm.load_state_dict(buffers, strict=False)
         model.eval()
 
 

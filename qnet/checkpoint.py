@@ -91,6 +91,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, packed: bool = 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read a network that `save_checkpoint` wrote, packed or not: on `device`, in eval mode.
 
+    Nothing is unpickled, but an architecture `package.module:function` is imported and called.
+
     Raises:
         UserError: the file is missing, truncated, foreign, of another format, or does not fit the
             architecture that it names; or the device is not there.
@@ -262,7 +264,7 @@ def _description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         description = json.loads(metadata[KEY])
         version = description["format"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} has a damaged description; write it again") from None
     if version != FORMAT:
         raise UserError(

@@ -12,7 +12,7 @@ from qnet.quantizer import quantizers
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, scale_lr: float = 0.1
+    model: nn.Module, *, lr: float, weight_decay: float, scale_lr: float = 0.01
 ) -> list[dict[str, Any]]:
     """The parameters of `model` that require a gradient, in groups for a `torch.optim.Optimizer`.
 

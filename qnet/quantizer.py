@@ -20,6 +20,7 @@ from qnet.staircase import (
     WindowTemperature,
     chunks,
     compute_dtype,
+    on_cpu,
     part_of,
     staircase,
     stairs_of,
@@ -127,16 +128,19 @@ class Quantizer(nn.Module):
         found = stairs_of(self.thresholds.cpu(), self.level_set.steps, torch.float32)
         if found != getattr(self, "stairs", None):  # else keep what qnet.fused cached in it
             self.stairs = found
-        self._read = self.thresholds, _version(self.thresholds)
+        self._read = self.thresholds.tolist()
 
     def _follow_thresholds(self) -> None:
-        """Reread thresholds that were replaced, or written to as averaging does."""
-        if torch.compiler.is_compiling():
-            return
-        version = _version(self.thresholds)
-        read, version_read = self._read
-        if version is not None and (self.thresholds is not read or version != version_read):
+        """Reread thresholds that were replaced or written to; on a device `train` does."""
+        if on_cpu(self.thresholds) and self.thresholds.tolist() != self._read:
             self._read_thresholds()
+
+    def train(self, mode: bool = True) -> Quantizer:
+        """As every module; thresholds that were replaced or written to count from here on."""
+        super().train(mode)
+        if not self.thresholds.is_meta:
+            self._read_thresholds()
+        return self
 
     def set_temperature(self, temperature: float) -> None:
         """Set T of the soft function.
@@ -150,7 +154,7 @@ class Quantizer(nn.Module):
         """Quantize x: finite values of any shape and floating type; gives the same.
 
         Raises:
-            UserError: x is of another type.
+            UserError: x is of another type, or alpha or beta does not broadcast against x.
         """
         return self.quantized(x, self.alpha, self.beta)
 
@@ -170,6 +174,12 @@ class Quantizer(nn.Module):
         """
         if not x.is_floating_point():
             raise UserError(f"Quantizer: x is of {x.dtype}; convert it to a floating type first")
+        for name, scale in (("alpha", alpha), ("beta", beta)):
+            if not _broadcasts(scale.shape, x.shape):
+                raise UserError(
+                    f"Quantizer: {name} is of shape {list(scale.shape)} and x of {list(x.shape)}; "
+                    "give one that broadcasts against x"
+                )
         self._follow_thresholds()
         soft = self.force_soft or (self.training and self.forward_mode == "soft")
         window_temperature: WindowTemperature
@@ -237,7 +247,12 @@ class Quantizer(nn.Module):
             errors: list[str] = args[-1]
             errors.append(f"{prefix}thresholds {given.tolist()}: {_INCREASING}")
             return
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        own = {  # with assign=True these tensors themselves are taken
+            name: _enough_digits(tensor)
+            for name, tensor in state_dict.items()
+            if name.startswith(prefix)
+        }
+        super()._load_from_state_dict(own, prefix, *args, **kwargs)
         if not self.thresholds.is_meta:
             self._read_thresholds()
 
@@ -276,9 +291,15 @@ def _float_tensor(values: float | Sequence[float] | Tensor) -> Tensor:
     return torch.as_tensor(values, dtype=torch.promote_types(dtype, torch.float32)).detach().clone()
 
 
-def _version(tensor: Tensor) -> int | None:
-    """A number that grows with each write to it; None where PyTorch keeps none."""
-    return None if tensor.is_inference() or tensor.is_meta else tensor._version
+def _enough_digits(values: Tensor) -> Tensor:
+    """In float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _broadcasts(scale: torch.Size, x: torch.Size) -> bool:
+    """Whether a scale of this shape leaves x as it is."""
+    sizes = zip(reversed(scale), reversed(x), strict=False)
+    return len(scale) <= len(x) and all(size in (1, of_x) for size, of_x in sizes)
 
 
 def _finite(name: str, scale: Tensor) -> Tensor:

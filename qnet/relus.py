@@ -19,11 +19,11 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qnet.batch_norm import is_plain
 from qnet.errors import one_line
-from qnet.layers import QuantizedLayer, SkippedReLU, has_hooks
-from qnet.modes import modes_kept
+from qnet.layers import QuantizedLayer, SkippedReLU, has_hooks, is_quantizable
 from qnet.quantizer import Quantizer
-from qnet.tracing import CalledWithImages
+from qnet.tracing import CalledWithImages, left_as_it_was
 
 
 def skip_relus(model: nn.Module) -> list[str]:
@@ -49,7 +49,7 @@ def skip_relus(model: nn.Module) -> list[str]:
         return []
     called = CalledWithImages(model)
     try:
-        with modes_kept(model):
+        with left_as_it_was(model):
             model.train()  # what is read then decides, for only then a ReLU is left out
             graph = _Tracer().trace(called)
     except Exception as error:  # tracing runs the network's own code, which may raise anything
@@ -114,7 +114,8 @@ def _is_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return False
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return isinstance(module, (nn.Conv2d, nn.Linear, _BatchNorm)) and not has_hooks(module)
+        known = is_quantizable(module) or is_plain(module)  # a subclass may give back its input
+        return known and not has_hooks(module)
     if node.target is operator.add:  # or `+=`, traced alike, which writes to its left side
         left = node.args[0]
         return not isinstance(left, fx.Node) or _is_new(left, modules)

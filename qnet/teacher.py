@@ -22,7 +22,7 @@ from qnet.layers import has_hooks
 from qnet.memory import is_out_of_memory
 from qnet.memory_format import channels_last
 from qnet.runtime import Runtime
-from qnet.tracing import CalledWithImages
+from qnet.tracing import CalledWithImages, left_as_it_was
 
 _ROUNDING = 0.2  # of the logits' norm; in bfloat16 untrained ResNet-20 has 0.006, ResNet-18 0.04
 
@@ -100,7 +100,8 @@ def folded(network: nn.Module) -> nn.Module:
     if any(map(has_hooks, network.modules())):
         return network
     try:
-        traced = fx.symbolic_trace(CalledWithImages(network))
+        with left_as_it_was(network):
+            traced = fx.symbolic_trace(CalledWithImages(network))
     except Exception:  # tracing runs the network's own code, which may raise anything
         return network
     modules, nodes = dict(traced.named_modules()), traced.graph.nodes

@@ -1,8 +1,34 @@
-"""A network as `torch.fx` should see it: called with images and nothing else."""
+"""A network as `torch.fx` should see it, and unharmed by being traced."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def left_as_it_was(network: nn.Module) -> Iterator[None]:
+    """After the context no module of `network` has another mode, attribute or buffer than before.
+
+    Tracing runs the network's own code, which may keep what it computes: proxies, no tensors.
+    """
+    modules = list(network.modules())
+    kept = [(vars(module).copy(), module._buffers.copy()) for module in modules]
+    values = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        for module, (attributes, buffers) in zip(modules, kept, strict=True):
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
 
 
 class CalledWithImages(nn.Module):

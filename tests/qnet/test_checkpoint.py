@@ -227,6 +227,11 @@ def test_a_file_that_does_not_fit(path, change, message):
     refuse(path, message)
 
 
+def test_a_description_that_nests_without_end(path):
+    save_file({"weight": torch.zeros(2)}, path, metadata={"qnet": "[" * 100_000})
+    refuse(path, "damaged description")
+
+
 def test_a_full_disk_leaves_the_old_file(path, checkpoint, monkeypatch):
     before = path.read_bytes()
 

@@ -225,6 +225,12 @@ def test_other_layers_stay_as_they_are(build):
         to_int8(other)
 
 
+def test_a_layer_without_weights_stays_as_it_is():
+    layers = nn.Sequential(quantized(nn.Linear(3, 4)), quantized(nn.Linear(0, 4)))
+    x = torch.empty(2, 0)
+    assert torch.equal(to_int8(layers)[1](x), layers[1](x))
+
+
 def test_it_is_not_trained(layer_and_input):
     converted = to_int8(layer_and_input[0])
     assert converted.eval() is converted

@@ -198,11 +198,28 @@ def test_a_temperature_becomes_a_plain_number() -> None:
     assert quantizer.backward_temperature == 3
 
 
+def test_scales_stay_in_float32_when_their_tensors_are_taken_over() -> None:
+    quantizer = Quantizer(weight_levels(2))
+    state = {name: value.bfloat16() for name, value in quantizer.state_dict().items()}
+    quantizer.load_state_dict(state, assign=True)
+    assert {value.dtype for value in quantizer.state_dict().values()} == {torch.float32}
+    assert quantizer.alpha.requires_grad
+
+
+@pytest.mark.parametrize("shape", [(10,), (1, 1, 1), (2, 3, 1)])
+def test_a_scale_that_does_not_fit_the_values_is_refused(shape: tuple[int, ...]) -> None:
+    x = torch.ones(5, 1)
+    for name in ("alpha", "beta"):
+        quantizer = Quantizer(weight_levels(2), **{name: torch.ones(shape)})
+        with pytest.raises(UserError, match=rf"{name} is of shape .* and x of \[5, 1\]"):
+            quantizer(x)
+
+
 def test_a_quantizer_without_storage_can_be_printed() -> None:
     assert "temperature=meta" in repr(Quantizer(WEIGHTS[1]).to("meta"))
 
 
-@pytest.mark.parametrize("how", ["written to", "replaced", "replaced twice"])
+@pytest.mark.parametrize("how", ["written to", "replaced", "replaced twice", "unseen"])
 def test_thresholds_that_change_are_followed(how: str) -> None:
     quantizer = Quantizer(weight_levels(2))
     thresholds = torch.tensor([-2.0, 2.0])
@@ -212,6 +229,8 @@ def test_thresholds_that_change_are_followed(how: str) -> None:
         quantizer.thresholds = torch.tensor([-3.0, 3.0])
         quantizer(torch.zeros(1))
         quantizer.thresholds = thresholds
+    elif how == "unseen":  # as torch.distributed.broadcast does: no version counts it
+        quantizer.thresholds.data.copy_(thresholds)
     else:
         with torch.no_grad():  # as in weight averaging, or at the start of DistributedDataParallel
             quantizer.thresholds.copy_(thresholds)

@@ -199,6 +199,58 @@ def test_a_sum_in_place_is_not_new_memory(in_place: bool) -> None:
     assert torch.equal(model(x), expected)
 
 
+class ReturnsItsInput(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class ReadTwice(nn.Module):
+    """Its ReLU writes to what another layer reads too, behind batch norm that gives it back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(4, 4), ReturnsItsInput(4)
+        self.relu, self.layer, self.other = nn.ReLU(inplace=True), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.layer(self.relu(self.norm(x))) + self.other(x)
+
+
+def test_a_subclass_of_batch_norm_may_give_back_its_input() -> None:
+    model = quantized(ReadTwice(), "layer")
+    x = torch.randn(8, 4)
+    expected = copy.deepcopy(model)(x)
+    assert skip_relus(model) == []
+    assert torch.equal(model(x), expected)
+
+
+class Remembers(nn.Module):
+    """Keeps what it computes, in attributes and buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.relu, self.layer = nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4)
+        self.register_buffer("level", torch.zeros(()))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.first(x)
+        self.calls += 1
+        self.level = 0.9 * self.level + 0.1 * x.detach().abs().mean()
+        return self.layer(self.relu(self.features))
+
+
+def test_tracing_leaves_a_network_as_it_was() -> None:
+    model = quantized(Remembers(), "layer")
+    before = copy.deepcopy(model.state_dict())
+    skip_relus(model)
+    assert not hasattr(model, "features")
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    model(torch.randn(8, 4)).sum().backward()
+    assert model.calls == 1
+
+
 def test_a_network_that_cannot_be_traced_keeps_its_relus_and_says_so() -> None:
     model = quantized(Readers("values", inplace=True), "layer", "other")
     with pytest.warns(UserWarning, match="cannot be traced .*ReLUs before binary"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qnet.batch_norm import measure_batch_norm
+from qnet.batch_norm import measure_batch_norm, synchronise_batch_norm
 from qnet.data import Batches
 from qnet.errors import UserError
 from qnet.training import TrainingData
@@ -66,3 +66,29 @@ def test_measured_batch_norm_is_the_average_over_the_batches():
         torch.testing.assert_close(getattr(first, name), expected)
     assert first.momentum == 0.3
     assert not any(module.training for module in model.modules())
+
+
+def test_batch_norm_that_is_not_called_keeps_its_statistics():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.only_in_training = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+
+        def forward(self, x):
+            return self.norm(x)
+
+    model = Auxiliary()
+    model.only_in_training(torch.randn(5, 2) + 3)
+    before = {name: value.clone() for name, value in model.only_in_training.state_dict().items()}
+    measure_batch_norm(model, [torch.randn(5, 2)])
+    torch.testing.assert_close(model.only_in_training.state_dict(), before, rtol=0, atol=0)
+    assert model.norm.num_batches_tracked == 1
+
+
+def test_several_processes_refuse_batch_norm_with_a_forward_of_its_own():
+    class Activated(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    with pytest.raises(UserError, match=r"runtime\.processes: 1 \(Activated\)"):
+        synchronise_batch_norm(nn.Sequential(nn.BatchNorm2d(3), Activated(3)))
