@@ -27,6 +27,13 @@ from stages.training import train_stage
 def main(params: Params) -> None:
     """Train the network named by `model` as `fp` says, from random or pretrained weights."""
     runtime = start(params.runtime)
+    pretrained = params.model.pretrained
+    if is_file(pretrained) and Path(pretrained).resolve() == FP.resolve():
+        raise UserError(
+            f"model.pretrained is {pretrained}, which this stage writes and DVC removes first: get "
+            "it back with `git checkout dvc.lock metrics && dvc checkout`, copy it elsewhere, and "
+            "name the copy"
+        )
     info = load_info(PREPARED)
     for name in ("name", "size", "channels"):
         wanted, there = getattr(params.data, name), getattr(info, name)
@@ -39,7 +46,6 @@ def main(params: Params) -> None:
         params.model.name, classes=len(info.classes), channels=info.channels, size=info.size
     )
     check_ahead(params, model, info, "fp", "weights", "activations")
-    pretrained = params.model.pretrained
     for note in load_pretrained(model, pretrained, name=params.model.name):
         print(f"train_fp: {note}")
         if RANDOM_HEAD in note and params.fp.epochs == 0:

@@ -15,6 +15,7 @@ from qnet.calibration import activation_histograms
 from qnet.checkpoint import Checkpoint, load_checkpoint
 from qnet.clustering import Clusters
 from qnet.errors import UserError
+from qnet.files import make_folder
 from qnet.histogram import Histogram
 from qnet.params import Params, load_params
 from qnet.quantizer import Quantizer, quantizers
@@ -31,6 +32,7 @@ Seen = tuple[Histogram, Tensor]
 def main() -> None:
     """Draw the inputs and outputs of each quantizer of a checkpoint, and an overview."""
     arguments = _arguments()
+    make_folder(arguments.output)
     params = load_params()
     path = arguments.checkpoint or _newest()
     runtime = start(params.runtime)

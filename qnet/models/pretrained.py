@@ -68,8 +68,7 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
         origin, state = _from_torchvision(name, source)
     if any("_quantizer." in key for key in state):
         raise UserError(
-            f"model.pretrained: {origin} is a quantized network; give one of full precision, such "
-            "as checkpoints/fp.safetensors"
+            f"model.pretrained: {origin} is a quantized network; give one of full precision"
         )
     expected = model.state_dict()
     state = _renamed(state, expected)

@@ -240,6 +240,12 @@ def test_a_head_with_random_weights_needs_training(workspace, tmp_path):
     assert output.startswith("error: fp.epochs is 0, and linear starts from random weights: ")
 
 
+def test_the_network_that_a_stage_writes_is_not_what_it_starts_from(workspace):
+    write_params(workspace, model__pretrained="checkpoints/fp.safetensors")
+    output = refused("train_fp", workspace)
+    assert "model.pretrained is checkpoints/fp.safetensors, which this stage writes" in output
+
+
 def test_a_name_that_is_taken_is_told_before_training(workspace):
     (workspace / "runs").mkdir(exist_ok=True)
     shutil.rmtree(workspace / "runs")
