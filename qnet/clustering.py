@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from torch import Tensor
@@ -70,20 +70,6 @@ class Clusters:
     high: float
     trimmed: float
     inertia: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Lists, texts and numbers only; JSON and `from_dict` give back exactly the same."""
-        return {
-            **vars(self),
-            "levels": {"name": self.levels.name, "values": list(self.levels.values)},
-            "thresholds": list(self.thresholds),
-        }
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Clusters:
-        """The inverse of `to_dict`."""
-        levels = LevelSet(content["levels"]["name"], tuple(content["levels"]["values"]))
-        return cls(**{**content, "levels": levels, "thresholds": tuple(content["thresholds"])})
 
 
 def cluster(

@@ -9,14 +9,15 @@ Writes checkpoints/weight_clusters.json, checkpoints/activation_clusters.json an
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from qnet.checkpoint import load_checkpoint
+from qnet.clustering import Clusters
 from qnet.files import write_text
 from qnet.params import Params
 from qnet.runtime import start
 from stages.ahead import check_ahead
 from stages.clustering import activation_clusters, weight_clusters
+from stages.clusters import LAYERS, SITES
 from stages.common import (
     ACTIVATION_CLUSTERS,
     FP,
@@ -37,31 +38,24 @@ def main(params: Params) -> None:
     checkpoint = load_checkpoint(FP, runtime.device)
     info = prepared_like(checkpoint.dataset)
     check_ahead(params, checkpoint.model, info, "weights", "activations")
-    content = {
-        "weights": weight_clusters(params, checkpoint),
-        "activations": activation_clusters(params, checkpoint, runtime, BITS),
-    }
-    write_text(WEIGHT_CLUSTERS, json.dumps(content["weights"]))
-    write_text(ACTIVATION_CLUSTERS, json.dumps(content["activations"]))
-    write_json(METRICS / "cluster" / "metrics.json", _figures(content))
-    draw_clusters(METRICS / "cluster" / "pictures", content["weights"])
-
-
-def _figures(content: dict[str, Any]) -> dict[str, Any]:
-    """Figures that `dvc metrics` shows: inertia, trimmed share, alpha and beta per layer."""
-
-    def figures(clusters: dict[str, Any]) -> dict[str, float]:
-        return {name: clusters[name] for name in ("inertia", "trimmed", "alpha", "beta")}
-
-    return {
-        "weights": {
-            layer: figures(found["clusters"]) for layer, found in content["weights"].items()
-        },
+    weights = weight_clusters(params, checkpoint)
+    activations = activation_clusters(params, checkpoint, runtime, BITS)
+    write_text(WEIGHT_CLUSTERS, json.dumps(LAYERS.dump_python(weights, mode="json")))
+    write_text(ACTIVATION_CLUSTERS, json.dumps(SITES.dump_python(activations, mode="json")))
+    figures = {
+        "weights": {layer: _figures(found.clusters) for layer, found in weights.items()},
         "activations": {
-            site: {bits: figures(c) for bits, c in found["clusters"].items()}
-            for site, found in content["activations"].items()
+            site: {bits: _figures(clusters) for bits, clusters in found.clusters.items()}
+            for site, found in activations.items()
         },
     }
+    write_json(METRICS / "cluster" / "metrics.json", figures)
+    draw_clusters(METRICS / "cluster" / "pictures", weights)
+
+
+def _figures(clusters: Clusters) -> dict[str, float]:
+    """Figures that `dvc metrics` shows."""
+    return {name: getattr(clusters, name) for name in ("inertia", "trimmed", "alpha", "beta")}
 
 
 if __name__ == "__main__":

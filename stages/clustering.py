@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import product
-from typing import Any
 
 from qnet.calibration import activation_histograms
 from qnet.checkpoint import Checkpoint
@@ -16,12 +15,12 @@ from qnet.params import ClusteringParams, Params
 from qnet.runtime import Runtime
 from qnet.sites import activation_sites, quantizable_layers
 from stages.bars import bar
+from stages.clusters import Clustered, ClusteredByBits, Coarse
 from stages.common import PREPARED
 from stages.data import sample_images
-from stages.pictures import coarse
 
 
-def weight_clusters(params: Params, checkpoint: Checkpoint) -> dict[str, Any]:
+def weight_clusters(params: Params, checkpoint: Checkpoint) -> dict[str, Clustered]:
     """For each layer, the histogram of its weights and the clusters for `weights.levels`."""
     levels = weight_levels(params.weights.levels)
     if levels is None:
@@ -32,14 +31,14 @@ def weight_clusters(params: Params, checkpoint: Checkpoint) -> dict[str, Any]:
         histograms[layer].update(checkpoint.model.get_parameter(f"{layer}.weight"))
     clusters = _clusters(histograms, levels, params.cluster.weights)
     return {
-        layer: {"histogram": coarse(histogram), "clusters": clusters[layer].to_dict()}
+        layer: Clustered(Coarse.of(histogram), clusters[layer])
         for layer, histogram in histograms.items()
     }
 
 
 def activation_clusters(
     params: Params, checkpoint: Checkpoint, runtime: Runtime, bits: Iterable[int]
-) -> dict[str, Any]:
+) -> dict[str, ClusteredByBits]:
     """For each site, the histogram of its activations and the clusters at each number of `bits`."""
     sites = activation_sites(
         checkpoint.model, params.activations.sites, params.model.keep, params.model.quantize
@@ -48,16 +47,15 @@ def activation_clusters(
     count = min(params.cluster.images, load_info(PREPARED).counts["train"])
     batches = bar(images.ordered(), -(-count // images.batch_size), "activations")
     histograms = activation_histograms(checkpoint.model, sites, (x for x, _ in batches))
-    found: dict[str, Any] = {
-        site: {"histogram": coarse(histogram), "clusters": {}}
-        for site, histogram in histograms.items()
+    found = {
+        site: ClusteredByBits(Coarse.of(histogram), {}) for site, histogram in histograms.items()
     }
     for signed, count in product((False, True), bits):
         levels = activation_levels(count, signed=signed)
         assert levels is not None
         alike = {site: seen for site, seen in histograms.items() if (seen.min < 0) == signed}
         for site, clusters in _clusters(alike, levels, params.cluster.activations).items():
-            found[site]["clusters"][str(count)] = clusters.to_dict()
+            found[site].clusters[count] = clusters
     return found
 
 

@@ -125,16 +125,6 @@ def _refuse_arguments(about: str) -> None:
     parser.parse_args()
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file that an earlier stage wrote.
-
-    Raises:
-        UserError: the file is missing or incomplete.
-    """
-    with reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))
-
-
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Context for reading and parsing what an earlier stage wrote to `path`.

@@ -13,33 +13,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qnet.clustering import Clusters
 from qnet.files import make_folder, write_bytes
-from qnet.histogram import Histogram
+from stages.clusters import Clustered
 
-BINS = 160
 PANELS = 24  # layers on one page
 FEW = 16  # at most this many levels have room for numbers
 VALUES, TRIMMED, THRESHOLD, LEVEL = "#7fa8c9", "#e6e6e6", "#444444", "#d1495b"
 
 
-def coarse(histogram: Histogram) -> dict[str, Any]:
-    """Reduce a histogram to fit in a text file: all but the outermost 0.1 % of values."""
-    low, high = histogram.percentile(0.0005), histogram.percentile(0.9995)
-    high = high if high > low else low + 1
-    means, counts = histogram.points()
-    zeros = float(counts[means == 0].sum() / counts.sum())
-    others = means != 0
-    shown, _ = np.histogram(means[others], BINS, range=(low, high), weights=counts[others])
-    return {"low": low, "high": high, "zeros": zeros, "counts": shown.tolist()}
-
-
-def draw_clusters(folder: Path, layers: Mapping[str, Mapping[str, Any]]) -> None:
+def draw_clusters(folder: Path, layers: Mapping[str, Clustered]) -> None:
     """Draw each layer's histogram, trimmed range, thresholds and levels on pages in `folder`.
 
     Args:
         folder: replaced as a whole.
-        layers: name → `histogram` (from `coarse`) and `clusters` (as a dict).
+        layers: by name.
     """
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
@@ -51,7 +38,7 @@ def draw_clusters(folder: Path, layers: Mapping[str, Mapping[str, Any]]) -> None
         page += 1
 
 
-def draw_panels(path: Path, layers: Mapping[str, Mapping[str, Any]], columns: int) -> None:
+def draw_panels(path: Path, layers: Mapping[str, Clustered], columns: int) -> None:
     """Draw layers, as `draw_clusters` takes them, side by side in one image."""
     columns = min(columns, len(layers))
     rows = -(-len(layers) // columns)
@@ -71,7 +58,7 @@ def draw_panels(path: Path, layers: Mapping[str, Mapping[str, Any]], columns: in
 
 
 def draw_quantizer(
-    path: Path, title: str, values: str, layer: Mapping[str, Any], shares: Sequence[float]
+    path: Path, title: str, values: str, layer: Clustered, shares: Sequence[float]
 ) -> None:
     """Draw a quantizer's input values and, beside them, the levels that it maps them to.
 
@@ -82,11 +69,11 @@ def draw_quantizer(
         layer: as `draw_clusters` takes it.
         shares: of the values at each level, 0 to 1.
     """
-    clusters = Clusters.from_dict(layer["clusters"])
+    clusters = layer.clusters
     figure = Figure(figsize=(11, 4))
     before, after = figure.subplots(1, 2)
-    _distribution(before, layer["histogram"], clusters)
-    zeros = layer["histogram"]["zeros"]
+    _distribution(before, layer)
+    zeros = layer.histogram.zeros
     apart = f"; not drawn: {100 * zeros:.3g} % zeros" if zeros > 0.005 else ""
     before.set_title(f"before (β = {clusters.beta:.4g}{apart})", fontsize=11)
     before.set_xlabel(f"{values}, all but the outermost 0.1 %")
@@ -113,20 +100,20 @@ def draw_quantizer(
     save(figure, path, dpi=110)
 
 
-def _panel(axis: Axes, name: str, layer: Mapping[str, Any]) -> None:
-    histogram = layer["histogram"]
-    _distribution(axis, histogram, Clusters.from_dict(layer["clusters"]))
-    zeros = f", {histogram['zeros']:.0%} zeros" if histogram["zeros"] > 0.005 else ""
-    axis.set_title(f"{name}{zeros}", fontsize=8)
+def _panel(axis: Axes, name: str, layer: Clustered) -> None:
+    _distribution(axis, layer)
+    zeros = layer.histogram.zeros
+    axis.set_title(f"{name}, {zeros:.0%} zeros" if zeros > 0.005 else name, fontsize=8)
     axis.set_yticks([])
     axis.tick_params(labelsize=7)
     axis.spines[["top", "left", "right"]].set_visible(False)
 
 
-def _distribution(axis: Axes, histogram: Mapping[str, Any], clusters: Clusters) -> None:
+def _distribution(axis: Axes, layer: Clustered) -> None:
     """Draw values, the range left by trimming, thresholds, and levels times alpha."""
-    edges = np.linspace(histogram["low"], histogram["high"], BINS + 1)
-    axis.stairs(histogram["counts"], edges, fill=True, color=VALUES, label="values")
+    histogram, clusters = layer.histogram, layer.clusters
+    edges = np.linspace(histogram.low, histogram.high, len(histogram.counts) + 1)
+    axis.stairs(histogram.counts, edges, fill=True, color=VALUES, label="values")
     width = max(edges[-1] - edges[0], 1e-12)
     axis.set_xlim(edges[0] - 0.05 * width, edges[-1] + 0.05 * width)
     left, right = axis.get_xlim()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
-from qnet.clustering import Clusters
 from qnet.params import QuantizedTrainingParams
 from qnet.quantizer import Quantizer
+from stages.clusters import Clustered
 
 
-def quantizer_from(clusters: dict[str, Any], params: QuantizedTrainingParams) -> Quantizer:
-    """Quantizer that starts from these `clusters` and is trained as `params` say."""
-    return Quantizer.from_clusters(
-        Clusters.from_dict(clusters),
-        forward_mode=params.forward,
-        backward_temperature=params.backward_temperature,
-    )
+def quantizers_from(
+    found: Mapping[str, Clustered], params: QuantizedTrainingParams
+) -> dict[str, Quantizer]:
+    """Quantizers that start from the clusters of layers or sites, trained as `params` say."""
+    return {
+        name: Quantizer.from_clusters(
+            clustered.clusters,
+            forward_mode=params.forward,
+            backward_temperature=params.backward_temperature,
+        )
+        for name, clustered in found.items()
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,7 @@ from typing import Any
 from qnet.errors import some
 from qnet.params import load_params
 from qnet.params.file import read_yaml
-from stages.common import (
-    ACTIVATIONS,
-    FP,
-    METRICS,
-    WEIGHTS,
-    Parser,
-    read_json,
-    reading,
-    run_tool,
-)
+from stages.common import ACTIVATIONS, FP, METRICS, WEIGHTS, Parser, reading, run_tool
 from stages.pairs import pairs
 from stages.stale import changed_since
 
@@ -62,8 +54,8 @@ def main() -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    metrics = read_json(path)
     with reading(path):
+        metrics = json.loads(path.read_bytes())
         return {
             "test": {"top1": float(metrics["test"]["top1"])},
             "bytes": int(metrics["bytes"]),

@@ -10,11 +10,7 @@ runs/train_activations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from qnet.checkpoint import Checkpoint, load_checkpoint
-from qnet.clustering import Clusters
 from qnet.distributed import rank
 from qnet.errors import UserError
 from qnet.insertion import insert_quantizers
@@ -22,11 +18,12 @@ from qnet.params import Params
 from qnet.runtime import Runtime, start
 from qnet.sites import activation_sites
 from stages.clustering import activation_clusters
-from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, read_json, reading
+from stages.clusters import SITES, Clustered
+from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, reading
 from stages.data import prepared_like
 from stages.launch import run
 from stages.pictures import draw_clusters
-from stages.quantizers import quantizer_from
+from stages.quantizers import quantizers_from
 from stages.training import train_stage
 
 
@@ -36,11 +33,8 @@ def main(params: Params) -> None:
     checkpoint = load_checkpoint(WEIGHTS, runtime.device)
     prepared_like(checkpoint.dataset)
     clusters = _clusters(params, checkpoint, runtime)
-    found = {
-        site: quantizer_from(entry["clusters"], params.activations)
-        for site, entry in clusters.items()
-    }
-    insert_quantizers(checkpoint.model, activations=found)
+    quantizers = quantizers_from(clusters, params.activations)
+    insert_quantizers(checkpoint.model, activations=quantizers)
     if rank() == 0:
         # Before training: if something fails afterwards, DVC runs the stage again from the start.
         draw_clusters(METRICS / "train_activations" / "pictures", clusters)
@@ -52,39 +46,31 @@ def main(params: Params) -> None:
         ACTIVATIONS,
         inputs=[FP, ACTIVATION_CLUSTERS, WEIGHTS],
         teacher=FP,
-        train=bool(found),
+        train=bool(clusters),
     )
 
 
-def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[str, Any]:
+def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[str, Clustered]:
     """For each site, the histogram and the clusters from which its quantizer starts."""
     bits = params.activations.bits
     if bits == "full":
         return {}
     if params.activations.thresholds_from == "weights":
-        return _of(bits, activation_clusters(params, checkpoint, runtime, [bits]))
-    clusters = read_json(ACTIVATION_CLUSTERS)
+        clusters = activation_clusters(params, checkpoint, runtime, [bits])
+        return {site: found.at(bits) for site, found in clusters.items()}
     with reading(ACTIVATION_CLUSTERS):
-        found = _of(bits, clusters)
-        for entry in found.values():
-            Clusters.from_dict(entry["clusters"])
+        clusters = SITES.validate_json(ACTIVATION_CLUSTERS.read_bytes())
+        starts = {site: found.at(bits) for site, found in clusters.items()}
     sites = activation_sites(
         checkpoint.model, params.activations.sites, params.model.keep, params.model.quantize
     )
-    if list(found) != sites:
+    if list(starts) != sites:
         raise UserError(
             f"activations.sites is {params.activations.sites}, model.keep is "
             f"{list(params.model.keep)}, and {ACTIVATION_CLUSTERS} was made for other values; run "
             "`dvc repro cluster`"
         )
-    return found
-
-
-def _of(bits: int, found: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        site: {"histogram": entry["histogram"], "clusters": entry["clusters"][str(bits)]}
-        for site, entry in found.items()
-    }
+    return starts
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from qnet.levels import weight_levels
 from qnet.params import Params
 from qnet.runtime import start
 from stages.ahead import check_ahead
-from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, read_json, reading
+from stages.clusters import LAYERS
+from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, reading
 from stages.data import prepared_like
 from stages.launch import run
-from stages.quantizers import quantizer_from
+from stages.quantizers import quantizers_from
 from stages.training import train_stage
 
 
@@ -28,21 +29,17 @@ def main(params: Params) -> None:
     checkpoint = load_checkpoint(FP, runtime.device)
     info = prepared_like(checkpoint.dataset)
     check_ahead(params, checkpoint.model, info, "weights", "activations")
-    clusters = read_json(WEIGHT_CLUSTERS)
-    levels = weight_levels(params.weights.levels)
     with reading(WEIGHT_CLUSTERS):
-        found = {
-            layer: quantizer_from(entry["clusters"], params.weights)
-            for layer, entry in clusters.items()
-        }
-    made_for = {quantizer.level_set.values for quantizer in found.values()}
+        clusters = LAYERS.validate_json(WEIGHT_CLUSTERS.read_bytes())
+    levels = weight_levels(params.weights.levels)
+    made_for = {found.clusters.levels.values for found in clusters.values()}
     if made_for != (set() if levels is None else {levels.values}):
         raise UserError(
             f"weights.levels is {params.weights.levels}, and {WEIGHT_CLUSTERS} was made for "
             "other levels; run `dvc repro cluster`"
         )
     with reading(WEIGHT_CLUSTERS):
-        insert_quantizers(checkpoint.model, weights=found)
+        insert_quantizers(checkpoint.model, weights=quantizers_from(clusters, params.weights))
     train_stage(
         "weights",
         params,
@@ -51,7 +48,7 @@ def main(params: Params) -> None:
         WEIGHTS,
         inputs=[FP, WEIGHT_CLUSTERS],
         teacher=FP,
-        train=bool(found),
+        train=bool(clusters),
     )
 
 

@@ -21,9 +21,10 @@ from qnet.params import Params, load_params
 from qnet.quantizer import Quantizer, quantizers
 from qnet.runtime import Runtime, start
 from stages.bars import bar
+from stages.clusters import Clustered, Coarse
 from stages.common import ACTIVATIONS, WEIGHTS, Parser, run_tool
 from stages.data import prepared_like, sample_batch, sample_images
-from stages.pictures import coarse, draw_panels, draw_quantizer
+from stages.pictures import draw_panels, draw_quantizer
 
 Seen = tuple[Histogram, Tensor]
 """A quantizer's inputs, and how often it outputs each level."""
@@ -138,7 +139,7 @@ def _level_counts(quantizer: Quantizer, values: Tensor) -> Tensor:
     return torch.bincount(found, minlength=highest - lowest + 1).cpu()[levels - lowest]
 
 
-def _panel(histogram: Histogram, quantizer: Quantizer) -> dict[str, Any]:
+def _panel(histogram: Histogram, quantizer: Quantizer) -> Clustered:
     """Input for `stages.pictures`; an alpha for each channel is replaced by their mean."""
     now = Clusters(
         levels=quantizer.level_set,
@@ -150,7 +151,7 @@ def _panel(histogram: Histogram, quantizer: Quantizer) -> dict[str, Any]:
         trimmed=0.0,
         inertia=0.0,
     )
-    return {"histogram": coarse(histogram), "clusters": now.to_dict()}
+    return Clustered(Coarse.of(histogram), now)
 
 
 if __name__ == "__main__":

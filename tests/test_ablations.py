@@ -8,6 +8,7 @@ import torch
 import yaml
 from dvc.utils.hydra import get_hydra_sweeps
 
+from qnet.clustering import Clusters
 from qnet.histogram import Histogram
 from qnet.levels import activation_levels, weight_levels
 from qnet.params import Params, load_params
@@ -32,9 +33,9 @@ def value(params: Params, name: str) -> object:
     return params
 
 
-def starts(params: Params) -> list[dict[str, object]]:
+def starts(params: Params) -> list[Clusters]:
     """Initial quantizers of two layers, from random weights and activations."""
-    found = []
+    found: list[Clusters] = []
     generator = torch.Generator().manual_seed(0)
     for levels, rule in (
         (weight_levels(params.weights.levels), params.cluster.weights),
@@ -45,7 +46,7 @@ def starts(params: Params) -> list[dict[str, object]]:
             values = torch.randn(5000, generator=generator)
             values = values.sign() * values.abs() ** power
             histogram.update(values if rule is params.cluster.weights else values.relu())
-        found += [c.to_dict() for c in _clusters(histograms, levels, rule).values()]
+        found += _clusters(histograms, levels, rule).values()
     return found
 
 

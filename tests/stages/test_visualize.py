@@ -100,9 +100,9 @@ def test_what_is_drawn_is_what_the_network_does(fill, tmp_path, tiny_split, monk
         expected = [(output == quantizer.alpha * level).float().mean() for level in levels]
         torch.testing.assert_close(shares, torch.tensor(expected), atol=1e-3, rtol=0)
         assert shares.sum() == pytest.approx(1)
-        assert layer["clusters"]["levels"]["values"] == levels.tolist()
-        rest = values.numel() * (1 - layer["histogram"]["zeros"])
-        assert sum(layer["histogram"]["counts"]) == pytest.approx(rest, rel=0.05)
+        assert list(layer.clusters.levels.values) == levels.tolist()
+        rest = values.numel() * (1 - layer.histogram.zeros)
+        assert sum(layer.histogram.counts) == pytest.approx(rest, rel=0.05)
 
 
 def test_other_prepared_data_are_refused(fill, tmp_path):
