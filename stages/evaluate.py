@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qnet.checkpoint import load_checkpoint
 from qnet.data import Batches, BatchSource, DatasetInfo
@@ -27,7 +29,7 @@ CONFUSIONS = 10
 
 
 def main() -> None:
-    """Score a checkpoint, without bfloat16, on the chosen images and print the results."""
+    """Score a checkpoint on the chosen images and print the results."""
     arguments = _arguments()
     params = load_params()
     changes = {"device": "cpu"} if arguments.int8 else {}
@@ -37,38 +39,19 @@ def main() -> None:
     info = checkpoint.dataset
     if arguments.json is not None:
         check_writable(arguments.json)  # fail now, not after the work
-    batches: BatchSource
     if arguments.folder is not None:
         source = str(arguments.folder)
         batches, count = _folder(arguments.folder, info, params, runtime)
     else:
-        name = arguments.split or "test"
-        prepared = prepared_like(info, ", or use --folder")
-        alike = (prepared.counts, prepared.mean) == (info.counts, info.mean)
-        if name != "test" and (not alike or prepared.name == "imagenet"):  # its mean is fixed
-            how = (
-                "may be split differently (cannot be checked)" if alike else "is split differently"
-            )
-            print(
-                f"evaluate: {PREPARED} {how} than when this network was trained: "
-                f"{name} may include images that it was trained on"
-            )
-        count = prepared.counts[name]
-        source = f"{PREPARED}, {name}"
-        batches = evaluation_images(name, params, info, runtime)
-    steps = evaluation_steps(count, info)
-    scores, actual, predicted = evaluate_classes(
-        model,
-        batches,
-        replace(runtime, mixed=False),
-        lambda batches: bar(batches, steps, "evaluate"),
-    )
-    confusion = confusion_matrix(actual, predicted, len(info.classes))
+        split = arguments.split or "test"
+        source = f"{PREPARED}, {split}"
+        batches, count = _split(split, info, params, runtime)
+    scores, confusion = _score(model, batches, count, info, runtime)
     integers = ", in 8-bit integers" if arguments.int8 else ""
     print(
         f"{arguments.checkpoint}: {checkpoint.architecture}, {len(info.classes)} classes{integers}"
     )
-    print(f"{source}: {len(actual)} images")
+    print(f"{source}: {int(confusion.sum())} images")
     _print_scores(scores)
     _print_classes(info.classes, confusion)
     _print_confusion(info.classes, confusion)
@@ -77,13 +60,7 @@ def main() -> None:
             "checkpoint": str(arguments.checkpoint),
             "architecture": checkpoint.architecture,
             "data": source,
-            "images": len(actual),
-            **scores,
-            "classes": {
-                name: {"images": count, "top1": top1}
-                for name, count, top1 in _per_class(info.classes, confusion)
-            },
-            "confusion": confusion.tolist(),  # a row for each true class
+            **_results(info.classes, scores, confusion),
         }
         write_json(arguments.json, content)
 
@@ -111,6 +88,30 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _split(
+    name: str, info: DatasetInfo, params: Params, runtime: Runtime
+) -> tuple[BatchSource, int]:
+    """The images of a prepared split, and their number."""
+    prepared = prepared_like(info, ", or use --folder")
+    if name != "test":
+        _warn_of_training_images(name, prepared, info)
+    return evaluation_images(name, params, info, runtime), prepared.counts[name]
+
+
+def _warn_of_training_images(name: str, prepared: DatasetInfo, trained_on: DatasetInfo) -> None:
+    """Print a warning unless this split is known to be the one of when the network was trained."""
+    if (prepared.counts, prepared.mean) != (trained_on.counts, trained_on.mean):
+        how = "is split differently"
+    elif prepared.name == "imagenet":  # its mean is fixed
+        how = "may be split differently (cannot be checked)"
+    else:
+        return
+    print(
+        f"evaluate: {PREPARED} {how} than when this network was trained: "
+        f"{name} may include images that it was trained on"
+    )
+
+
 def _folder(
     folder: Path, info: DatasetInfo, params: Params, runtime: Runtime
 ) -> tuple[BatchSource, int]:
@@ -131,6 +132,32 @@ def _folder(
     for note in notes:
         print(f"evaluate: {note}")
     return Batches(split, info, batch_size=batch_size, device=device), len(split)
+
+
+def _score(
+    model: nn.Module, batches: BatchSource, count: int, info: DatasetInfo, runtime: Runtime
+) -> tuple[dict[str, float], Tensor]:
+    """Scores, computed without bfloat16, and the confusion matrix."""
+    progress = partial(bar, count=evaluation_steps(count, info), title="evaluate")
+    scores, actual, predicted = evaluate_classes(
+        model, batches, replace(runtime, mixed=False), progress
+    )
+    return scores, confusion_matrix(actual, predicted, len(info.classes))
+
+
+def _results(
+    classes: tuple[str, ...], scores: dict[str, float], confusion: Tensor
+) -> dict[str, Any]:
+    """All figures, for --json."""
+    return {
+        "images": int(confusion.sum()),
+        **scores,
+        "classes": {
+            name: {"images": count, "top1": top1}
+            for name, count, top1 in _per_class(classes, confusion)
+        },
+        "confusion": confusion.tolist(),  # a row for each true class
+    }
 
 
 def _per_class(classes: tuple[str, ...], confusion: Tensor) -> list[tuple[str, int, float | None]]:
