@@ -24,7 +24,7 @@ from stages.data import prepared_like
 from stages.launch import run
 from stages.pictures import draw_clusters
 from stages.quantizers import quantizers_from
-from stages.training import train_stage
+from stages.training import TrainingStage
 
 
 def main(params: Params) -> None:
@@ -38,16 +38,11 @@ def main(params: Params) -> None:
     if rank() == 0:
         # Before training: if something fails afterwards, DVC runs the stage again from the start.
         draw_clusters(METRICS / "train_activations" / "pictures", clusters)
-    train_stage(
-        "activations",
-        params,
-        checkpoint,
-        runtime,
-        ACTIVATIONS,
-        inputs=[FP, ACTIVATION_CLUSTERS, WEIGHTS],
-        teacher=FP,
-        train=bool(clusters),
-    )
+    stage = TrainingStage("activations", params, checkpoint, runtime, ACTIVATIONS)
+    if clusters:
+        stage.train(inputs=[FP, ACTIVATION_CLUSTERS, WEIGHTS], teacher=FP)
+    else:
+        stage.pass_on()
 
 
 def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[str, Clustered]:

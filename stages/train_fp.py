@@ -21,7 +21,7 @@ from qnet.runtime import seed_for, start
 from stages.ahead import check_ahead
 from stages.common import FP, PREPARED
 from stages.launch import run
-from stages.training import train_stage
+from stages.training import TrainingStage
 
 
 def main(params: Params) -> None:
@@ -54,7 +54,7 @@ def main(params: Params) -> None:
     checkpoint = Checkpoint(model, params.model.name, info)
     check_rebuilt(FP, checkpoint)
     model.to(runtime.device)
-    train_stage("fp", params, checkpoint, runtime, FP, inputs=inputs)
+    TrainingStage("fp", params, checkpoint, runtime, FP).train(inputs)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, reading
 from stages.data import prepared_like
 from stages.launch import run
 from stages.quantizers import quantizers_from
-from stages.training import train_stage
+from stages.training import TrainingStage
 
 
 def main(params: Params) -> None:
@@ -40,16 +40,11 @@ def main(params: Params) -> None:
         )
     with reading(WEIGHT_CLUSTERS):
         insert_quantizers(checkpoint.model, weights=quantizers_from(clusters, params.weights))
-    train_stage(
-        "weights",
-        params,
-        checkpoint,
-        runtime,
-        WEIGHTS,
-        inputs=[FP, WEIGHT_CLUSTERS],
-        teacher=FP,
-        train=bool(clusters),
-    )
+    stage = TrainingStage("weights", params, checkpoint, runtime, WEIGHTS)
+    if clusters:
+        stage.train(inputs=[FP, WEIGHT_CLUSTERS], teacher=FP)
+    else:
+        stage.pass_on()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from qnet.history import History, is_due
 from qnet.loss import distils
 from qnet.models import source_files
 from qnet.params import Params, TrainingParams
-from qnet.resume import run_key
+from qnet.resume import ResumeFile, run_key
 from qnet.runtime import Runtime
 from qnet.size import full_precision_bytes, model_bytes
 from qnet.training import Trainer
@@ -36,100 +36,108 @@ READS: dict[str, dict[str, set[str]]] = {
 }
 
 
-def train_stage(
-    section: str,
-    params: Params,
-    checkpoint: Checkpoint,
-    runtime: Runtime,
-    out: Path,
-    *,
-    inputs: Sequence[Path] = (),
-    teacher: Path | None = None,
-    train: bool = True,
-) -> None:
-    """Train and score the network of `checkpoint`; write checkpoint, metrics and curves.
+@dataclass(frozen=True)
+class TrainingStage:
+    """A training stage from the moment its network is there: train it or pass it on, and score it.
 
-    Args:
+    Attributes:
         section: the section in params.yaml of the stage train_<section>.
         params: all of params.yaml.
-        checkpoint: the network to train, on the device of `runtime`.
+        checkpoint: the network, on the device of `runtime`.
         runtime: the device and its precision.
-        out: file for the trained checkpoint.
-        inputs: files, besides the prepared data, that the result depends on.
-        teacher: checkpoint of the network to distil from, if the section asks for it.
-        train: False to pass the network on unchanged.
+        out: file for the resulting checkpoint.
     """
-    stage = f"train_{section}"
-    settings: TrainingParams = getattr(params, section)
-    history, resume = History(), None
-    if train:
-        taught_by = None
-        if teacher is not None and distils(settings):
-            taught_by = load_checkpoint(teacher, runtime.device).model
-        key = _key(params, section, checkpoint.architecture, runtime, inputs)
-        resume = resume_file(f"{stage}-{key}")
-        data = training_data(params, section, checkpoint.dataset, runtime)
-        trainer = Trainer(
-            checkpoint.model, settings, data, runtime,
-            phase=section, seed=params.seed, teacher=taught_by, progress=bar,
-        )  # fmt: skip
-        every = params.runtime.print_every
-        log = Log(
-            stage, checkpoint.model, lambda: data.train.waited,
-            shown=lambda epoch: is_due(epoch, every, settings.epochs),
-        )  # fmt: skip
-        with log:
-            history = trainer.fit(resume, log.epoch, save_every=params.runtime.save_every)
-    if not leave():
-        sys.exit()  # the first process scores and writes
-    write_curves(stage, history.rows)
-    _write_scores(stage, settings.select_on, params, checkpoint, runtime, history)
-    save_checkpoint(out, checkpoint)
-    if resume is not None:
+
+    section: str
+    params: Params
+    checkpoint: Checkpoint
+    runtime: Runtime
+    out: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the stage."""
+        return f"train_{self.section}"
+
+    @property
+    def settings(self) -> TrainingParams:
+        """The section's parameters."""
+        settings: TrainingParams = getattr(self.params, self.section)
+        return settings
+
+    def train(self, inputs: Sequence[Path], teacher: Path | None = None) -> None:
+        """Train the network, or resume its training; then score and write it.
+
+        Args:
+            inputs: files, besides the prepared data, that the result depends on.
+            teacher: checkpoint of the network to distil from, if the section asks for it.
+        """
+        resume = resume_file(f"{self.name}-{self._key(inputs)}")
+        history = self._fit(resume, teacher)
+        self._write(history)
         resume.remove()
 
+    def pass_on(self) -> None:
+        """Score and write the network as it is: the section quantizes nothing."""
+        self._write(History())
 
-def _write_scores(
-    stage: str,
-    selected_on: str,
-    params: Params,
-    checkpoint: Checkpoint,
-    runtime: Runtime,
-    history: History,
-) -> None:
-    """Score the final network in float32, as it is deployed; no other step sees test images, unless
-    they choose the epoch."""
-    exact = replace(runtime, mixed=False)
-    test, validation = (
-        evaluation_images(split, params, checkpoint.dataset, exact)
-        for split in ("test", "validation")
-    )
+    def _fit(self, resume: ResumeFile, teacher: Path | None) -> History:
+        taught_by = None
+        if teacher is not None and distils(self.settings):
+            taught_by = load_checkpoint(teacher, self.runtime.device).model
+        params, model = self.params, self.checkpoint.model
+        data = training_data(params, self.section, self.checkpoint.dataset, self.runtime)
+        trainer = Trainer(
+            model, self.settings, data, self.runtime,
+            phase=self.section, seed=params.seed, teacher=taught_by, progress=bar,
+        )  # fmt: skip
+        log = Log(
+            self.name, model, lambda: data.train.waited,
+            shown=lambda epoch: is_due(epoch, params.runtime.print_every, self.settings.epochs),
+        )  # fmt: skip
+        with log:
+            return trainer.fit(resume, log.epoch, save_every=params.runtime.save_every)
 
-    def score(batches: BatchSource) -> tuple[dict[str, float], Tensor, Tensor]:
-        steps = evaluation_steps(load_info(PREPARED).counts[batches.name], checkpoint.dataset)
-        progress = partial(bar, count=steps, title=f"{stage}: {batches.name}")
-        return evaluate_classes(checkpoint.model, batches, exact, progress)
+    def _write(self, history: History) -> None:
+        """Score the network, and write curves, metrics, confusions and checkpoint."""
+        if not leave():
+            sys.exit()  # the first process scores and writes
+        write_curves(self.name, history.rows)
+        self._write_scores(history)
+        save_checkpoint(self.out, self.checkpoint)
 
-    scores, actual, predicted = score(test)
-    size = model_bytes(checkpoint.model)
-    metrics = {
-        "test": scores,
-        "validation": score(validation)[0],
-        "best_epoch": history.best_epoch,
-        "selected_on": selected_on,
-        "bytes": size,
-        "compression": full_precision_bytes(checkpoint.model) / size,
-    }
-    write_json(METRICS / stage / "metrics.json", metrics)
-    write_confusion(stage, checkpoint.dataset.classes, actual, predicted)
+    def _write_scores(self, history: History) -> None:
+        """Score the final network in float32, as it is deployed; no other step sees test images,
+        unless they choose the epoch."""
+        model, dataset = self.checkpoint.model, self.checkpoint.dataset
+        exact = replace(self.runtime, mixed=False)
+        test, validation = (
+            evaluation_images(split, self.params, dataset, exact)
+            for split in ("test", "validation")
+        )
 
+        def score(batches: BatchSource) -> tuple[dict[str, float], Tensor, Tensor]:
+            steps = evaluation_steps(load_info(PREPARED).counts[batches.name], dataset)
+            progress = partial(bar, count=steps, title=f"{self.name}: {batches.name}")
+            return evaluate_classes(model, batches, exact, progress)
 
-def _key(
-    params: Params, section: str, architecture: str, runtime: Runtime, inputs: Sequence[Path]
-) -> str:
-    """Key that identifies everything that training this section depends on."""
-    own = {"seed": True, "augment": True, section: True}
-    used = params.model_dump(include={**own, **READS[section]})
-    used["mixed"] = runtime.mixed
-    code = [Path(__file__).parent, *source_files(architecture)]
-    return run_key(used, [PREPARED, *inputs, *code])
+        scores, actual, predicted = score(test)
+        size = model_bytes(model)
+        metrics = {
+            "test": scores,
+            "validation": score(validation)[0],
+            "best_epoch": history.best_epoch,
+            "selected_on": self.settings.select_on,
+            "bytes": size,
+            "compression": full_precision_bytes(model) / size,
+        }
+        write_json(METRICS / self.name / "metrics.json", metrics)
+        write_confusion(self.name, dataset.classes, actual, predicted)
+
+    def _key(self, inputs: Sequence[Path]) -> str:
+        """Key that identifies everything that training depends on."""
+        own = {"seed": True, "augment": True, self.section: True}
+        used = self.params.model_dump(include={**own, **READS[self.section]})
+        used["mixed"] = self.runtime.mixed
+        code = [Path(__file__).parent, *source_files(self.checkpoint.architecture)]
+        return run_key(used, [PREPARED, *inputs, *code])
