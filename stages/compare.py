@@ -72,7 +72,7 @@ def main() -> None:
     arguments = _arguments()
     if arguments.commits < 1:
         raise UserError(f"--commits is {arguments.commits}; it must be 1 or more")
-    groups = group(_experiments(arguments.commits))
+    groups = groups_of(_experiments(arguments.commits))
     if not groups:
         raise UserError(
             f"-n is {arguments.commits}, and no finished experiment started from so recent a "
@@ -84,18 +84,18 @@ def main() -> None:
         from stages.charts import Point, draw_comparison  # matplotlib takes a second to import
 
         points = [
-            Point(found.pair.name, found.top1, found.spread, setting)
-            for found, setting in zip(groups, settings, strict=True)
+            Point(group.pair.name, group.top1, group.spread, setting)
+            for group, setting in zip(groups, settings, strict=True)
         ]
-        if len({found.subject for found in groups}) > 1:
+        if len({group.subject for group in groups}) > 1:
             points = [
-                replace(point, setting=f"{found.subject} {point.setting}".rstrip())
-                for found, point in zip(groups, points, strict=True)
+                replace(point, setting=f"{group.subject} {point.setting}".rstrip())
+                for group, point in zip(groups, points, strict=True)
             ]
         draw_comparison(arguments.picture, points)
 
 
-def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
+def groups_of(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
     """Group the networks of all experiments, by subject, from the most bits to the fewest.
 
     Args:
@@ -105,28 +105,28 @@ def group(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
     groups: dict[tuple[Pair, str], Group] = {}
     for experiment in experiments:
         tree, metrics = experiment["params"], experiment["metrics"]
-        flat, chosen = dict(_flat(tree)), False
+        flat, on_test = dict(_flat(tree)), False
         subject = f"{tree['model']['name']} on {tree['data']['name']}"
         for stage, pair in pairs(tree["weights"]["levels"], tree["activations"]["bits"]).items():
-            found = metrics[stage]
             settings = {
                 name: value
                 for name, value in flat.items()
                 if any(f"{name}.".startswith(f"{part}.") for part in DEPENDS[stage])
             }
             key = (pair, json.dumps(plain(settings), sort_keys=True))
-            top1 = found["test"]["top1"]
-            chosen = chosen or found["selected_on"] == "test"
-            mine = groups.setdefault(key, Group(subject, pair, settings, found["bytes"], chosen))
+            figures = metrics[stage]
+            top1 = figures["test"]["top1"]
+            on_test = on_test or figures["selected_on"] == "test"
+            new = Group(subject, pair, settings, figures["bytes"], on_test)
+            group = groups.setdefault(key, new)
+            loss = metrics["train_fp"]["test"]["top1"] - top1
             # Of the same network trained at several commits, the first, which is newest, counts.
-            mine.by_seed.setdefault(
-                tree["seed"], (top1, metrics["train_fp"]["test"]["top1"] - top1)
-            )
-    subjects = list(dict.fromkeys(found.subject for found in groups.values()))
+            group.by_seed.setdefault(tree["seed"], (top1, loss))
+    subjects = list(dict.fromkeys(group.subject for group in groups.values()))
 
-    def order(found: Group) -> tuple[int, int, str]:
-        pair = found.pair
-        return subjects.index(found.subject), -pair.weights * pair.activations, pair.name
+    def order(group: Group) -> tuple[int, int, str]:
+        pair = group.pair
+        return subjects.index(group.subject), -pair.weights * pair.activations, pair.name
 
     return sorted(groups.values(), key=order)
 
@@ -164,7 +164,7 @@ def _experiments(commits: int) -> list[dict[str, Any]]:
         for experiment in commit.get("experiments") or []
         if (experiment.get("executor") or {}).get("state", "success") == "success"
     ]
-    revisions = [revision for found in finished for revision in found.get("revs") or []]
+    revisions = [revision for experiment in finished for revision in experiment.get("revs") or []]
     read = [_read(revision) for revision in revisions]
     ran = [experiment for experiment in read if experiment is not None]
     known = [experiment for experiment in ran if _is_known(experiment)]
@@ -182,14 +182,14 @@ def _tell_left_out(which: str, count: int) -> None:
 def _is_known(experiment: Mapping[str, Any]) -> bool:
     """Whether parameters and metrics have the form that the current code expects."""
     try:
-        group([experiment])
+        groups_of([experiment])
     except (AttributeError, KeyError, TypeError, UserError, ValueError):
         return False
     return True
 
 
 def _read(revision: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Input for `group`, and what has `changed` since a stage read it; None unless all ran."""
+    """Input for `groups_of`, and what has `changed` since a stage read it; None unless all ran."""
     data = revision.get("data") or {}
     params = (data.get("params") or {}).get("params.yaml", {}).get("data")
     files = data.get("metrics") or {}
@@ -223,11 +223,11 @@ def _differences(groups: list[Group]) -> list[str]:
     """For each group, the parameters that differ among groups of its subject and W/A, such as
     `weights.lr=0.1`."""
     whole, short = [], []
-    for found in groups:
-        alike = [other.settings for other in groups if _row(other) == _row(found)]
+    for group in groups:
+        alike = [other.settings for other in groups if _row(other) == _row(group)]
         words = [
             f"{name}={value}"
-            for name, value in found.settings.items()
+            for name, value in group.settings.items()
             if any(plain(other.get(name)) != plain(value) for other in alike)
         ]
         more = [f"and {len(words) - LISTED} more"] if len(words) > LISTED else []
@@ -235,36 +235,36 @@ def _differences(groups: list[Group]) -> list[str]:
         short.append(" ".join([*words[:LISTED], *more]))
     rows = Counter(zip(map(_row, groups), short, strict=True))
     return [
-        brief if rows[_row(found), brief] == 1 else full  # short rows may look alike
-        for found, brief, full in zip(groups, short, whole, strict=True)
+        brief if rows[_row(group), brief] == 1 else full  # short rows may look alike
+        for group, brief, full in zip(groups, short, whole, strict=True)
     ]
 
 
-def _row(found: Group) -> tuple[str, Pair]:
-    return found.subject, found.pair
+def _row(group: Group) -> tuple[str, Pair]:
+    return group.subject, group.pair
 
 
 def _print_tables(groups: list[Group], settings: list[str]) -> None:
     """Print a table for each subject."""
     rows = list(zip(groups, settings, strict=True))
-    for subject in dict.fromkeys(found.subject for found in groups):
+    for subject in dict.fromkeys(group.subject for group in groups):
         if subject != groups[0].subject:
             print()
         print(f"{subject}, test set")
         _print_table([row for row in rows if row[0].subject == subject])
-    if any(found.on_test for found in groups):
+    if any(group.on_test for group in groups):
         print("* the test set chose the epochs: too high")
 
 
 def _print_table(rows: list[tuple[Group, str]]) -> None:
-    width = max(len("W/A"), *(len(found.pair.name) for found, _ in rows))
+    width = max(len("W/A"), *(len(group.pair.name) for group, _ in rows))
     print(f"{'W/A':>{width}} {'top-1 %':>8} {'±':>5} {'seeds':>5} {'loss':>6} {'bytes':>11}")
-    for found, setting in rows:
-        spread = "" if found.spread is None else f"{found.spread:.2f}"
-        mark = "*" if found.on_test else " "
+    for group, setting in rows:
+        spread = "" if group.spread is None else f"{group.spread:.2f}"
+        mark = "*" if group.on_test else " "
         line = (
-            f"{found.pair.name:>{width}} {found.top1:8.2f} {spread:>5} {len(found.by_seed):5} "
-            f"{found.loss:6.2f} {found.bytes:11,} {mark} {setting}"
+            f"{group.pair.name:>{width}} {group.top1:8.2f} {spread:>5} {len(group.by_seed):5} "
+            f"{group.loss:6.2f} {group.bytes:11,} {mark} {setting}"
         )
         print(line.rstrip())
 

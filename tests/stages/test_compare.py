@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from stages import charts, compare
-from stages.compare import group
+from stages.compare import groups_of
 from tests.pipeline import ROOT, refused, run
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -36,7 +36,9 @@ def experiment(fp: float, weights: float, activations: float, **changes: Any) ->
 
 
 def test_experiments_that_differ_in_the_seed_only_are_one_row():
-    found = group([experiment(90, 89, 86), experiment(92, 91, 87, seed=1), experiment(90, 89, 86)])
+    found = groups_of(
+        [experiment(90, 89, 86), experiment(92, 91, 87, seed=1), experiment(90, 89, 86)]
+    )
     assert [row.pair.name for row in found] == ["32/32", "1/32", "1/2"]
     full, weights, both = found
     assert (full.top1, weights.top1, both.top1) == (91, 90, 86.5)
@@ -46,20 +48,20 @@ def test_experiments_that_differ_in_the_seed_only_are_one_row():
 
 
 def test_a_number_written_otherwise_is_the_same_setting():
-    found = group([experiment(90, 89, 86), experiment(92, 91, 87, seed=1, fp__clip_norm=5)])
+    found = groups_of([experiment(90, 89, 86), experiment(92, 91, 87, seed=1, fp__clip_norm=5)])
     assert PARAMS["fp"]["clip_norm"] == 5
     assert len(found) == 3
     assert {len(row.by_seed) for row in found} == {2}
 
 
 def test_a_parameter_of_a_later_stage_does_not_part_the_networks_before_it():
-    found = group([experiment(90, 89, 86), experiment(90, 89, 80, activations__bits=1)])
+    found = groups_of([experiment(90, 89, 86), experiment(90, 89, 80, activations__bits=1)])
     assert [row.pair.name for row in found] == ["32/32", "1/32", "1/2", "1/1"]
     assert found[0].spread is None
 
 
 def test_what_is_not_quantized_has_no_row():
-    found = group(
+    found = groups_of(
         [
             experiment(90, 90, 86, weights__levels="full"),
             experiment(90, 89, 89, activations__bits="full"),
@@ -146,7 +148,7 @@ def test_outside_a_repository_it_says_so(tmp_path):
 
 def test_of_one_network_at_several_commits_the_newest_is_told():
     newest, older = experiment(90, 89, 86), experiment(80, 79, 70)
-    assert [row.top1 for row in group([newest, older])] == [90, 89, 86]
+    assert [row.top1 for row in groups_of([newest, older])] == [90, 89, 86]
 
 
 def test_experiments_of_other_versions_are_left_out_and_counted(shown, tmp_path):
@@ -168,8 +170,8 @@ def test_experiments_that_did_not_run_every_stage_they_change_are_left_out(shown
 
 def test_rows_that_differ_are_told_apart():
     changes = {"fp__lr": 0.2, "fp__epochs": 80, "augment__pad": 2}
-    groups = group([experiment(90, 89, 86), experiment(90, 89, 85, **changes),
-                    experiment(90, 89, 84, **changes, weights__lr=0.5)])  # fmt: skip
+    groups = groups_of([experiment(90, 89, 86), experiment(90, 89, 85, **changes),
+                        experiment(90, 89, 84, **changes, weights__lr=0.5)])  # fmt: skip
     texts = compare._differences(groups)
     both = [text for found, text in zip(groups, texts, strict=True) if found.pair.name == "1/2"]
     assert len(set(both)) == 3
@@ -177,8 +179,8 @@ def test_rows_that_differ_are_told_apart():
 
 
 def test_each_network_and_data_set_has_a_table_of_its_own(capsys):
-    groups = group([experiment(90, 89, 86), experiment(80, 79, 70, data__name="mnist"),
-                    experiment(91, 88, 85, seed=1)])  # fmt: skip
+    groups = groups_of([experiment(90, 89, 86), experiment(80, 79, 70, data__name="mnist"),
+                        experiment(91, 88, 85, seed=1)])  # fmt: skip
     settings = compare._differences(groups)
     assert not any(settings)
     compare._print_tables(groups, settings)
@@ -188,9 +190,9 @@ def test_each_network_and_data_set_has_a_table_of_its_own(capsys):
 
 
 def test_what_comes_of_epochs_chosen_on_test_is_marked():
-    groups = group([experiment(90, 89, 86, fp__select_on="test")])
+    groups = groups_of([experiment(90, 89, 86, fp__select_on="test")])
     assert all(found.on_test for found in groups)
-    groups = group([experiment(90, 89, 86, weights__select_on="test")])
+    groups = groups_of([experiment(90, 89, 86, weights__select_on="test")])
     assert [found.on_test for found in groups] == [False, True, True]
 
 
