@@ -12,7 +12,7 @@ import json
 
 from qnet.checkpoint import load_checkpoint
 from qnet.clustering import Clusters
-from qnet.files import write_text
+from qnet.files import check_writable, write_text
 from qnet.params import Params
 from qnet.runtime import start
 from stages.ahead import check_ahead
@@ -34,6 +34,7 @@ BITS = range(1, 9)  # all of them, so that a sweep over activations.bits cluster
 
 def main(params: Params) -> None:
     """Cluster the weights into `weights.levels`, and the activations at every number of bits."""
+    check_writable(WEIGHT_CLUSTERS)  # fail now, not after the work
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(FP, runtime.device)
     info = prepared_like(checkpoint.dataset)

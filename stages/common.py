@@ -36,6 +36,20 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+def output_file(suffix: str) -> Callable[[str], Path]:
+    """The type of an argument that names a file to write: no file of another kind is lost."""
+
+    def parse(name: str) -> Path:
+        path = Path(name)
+        if path.is_file() and path.suffix != suffix:
+            raise argparse.ArgumentTypeError(
+                f"{name} is there and is another kind of file; give a name that ends in {suffix}"
+            )
+        return path
+
+    return parse
+
+
 def run(stage: Callable[[Params], None], about: str) -> None:
     """Run a stage as `run_tool` does, accepting no arguments except `--help`.
 

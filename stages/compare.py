@@ -10,13 +10,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from qnet.errors import UserError
-from stages.common import METRICS, Parser, run_tool
+from stages.common import METRICS, Parser, output_file, run_tool
 from stages.pairs import Pair, pairs
 from stages.stale import changed_since, plain
 
@@ -71,7 +70,7 @@ def main() -> None:
     """Print a row for each W/A and setting among the experiments; draw them on request."""
     arguments = _arguments()
     if arguments.commits < 1:
-        raise UserError(f"--commits is {arguments.commits}; it must be 1 or more")
+        raise UserError(f"-n is {arguments.commits}; it must be 1 or more")
     groups = groups_of(_experiments(arguments.commits))
     if not groups:
         raise UserError(
@@ -142,8 +141,9 @@ def _arguments() -> argparse.Namespace:
         "(default 1: the last commit only)",
     )  # fmt: skip
     parser.add_argument(
-        "--picture", type=Path, metavar="FILE", help="also draw accuracy against bits, as PNG"
-    )
+        "--picture", type=output_file(".png"), metavar="FILE",
+        help="also draw accuracy against bits, as PNG",
+    )  # fmt: skip
     return parser.parse_args()
 
 

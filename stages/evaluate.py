@@ -21,7 +21,7 @@ from qnet.int8 import to_int8
 from qnet.params import Params, load_params
 from qnet.runtime import Runtime, start
 from stages.bars import bar, counter
-from stages.common import PREPARED, Parser, run_tool, write_json
+from stages.common import PREPARED, Parser, output_file, run_tool, write_json
 from stages.data import evaluation_batch, evaluation_images, evaluation_steps, prepared_like
 
 LARGEST_MATRIX = 20  # classes; with more, the matrix is wider than a screen
@@ -84,7 +84,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--int8", action="store_true", help="on the CPU, in 8-bit integers (qnet.to_int8)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results there")
+    parser.add_argument(
+        "--json", type=output_file(".json"), metavar="FILE", help="also write all results there"
+    )
     return parser.parse_args()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from qnet.errors import some
 from qnet.params import load_params
 from qnet.params.file import read_yaml
-from stages.common import ACTIVATIONS, FP, METRICS, WEIGHTS, Parser, reading, run_tool
+from stages.common import ACTIVATIONS, FP, METRICS, WEIGHTS, Parser, output_file, reading, run_tool
 from stages.pairs import pairs
 from stages.stale import changed_since
 
@@ -25,7 +25,9 @@ STAGES = {  # what the stage produced, and where it is
 def main() -> None:
     """Print the training stages' figures from metrics/."""
     parser = Parser(prog="python -m stages.report", description=__doc__)
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the curves, as PNG")
+    parser.add_argument(
+        "--picture", type=output_file(".png"), metavar="FILE", help="also draw the curves, as PNG"
+    )
     picture = parser.parse_args().picture
     params = load_params()
     networks = {
@@ -35,17 +37,17 @@ def main() -> None:
     title = f"{params.model.name} on {params.data.name}, test set"
     if any(found["selected_on"] == "test" for _, found in networks.values()):
         title += " (which chose the epochs: too high)"
+    if changed := _changed():
+        print(
+            f"changed since a stage read it: {some(changed)}; the figures may not belong together "
+            "or to params.yaml, run `dvc repro`"
+        )
     print(title)
     _print_table(networks)
     if absent := [str(STAGES[stage][1]) for stage in networks if not STAGES[stage][1].exists()]:
         print(
             f"not here: {some(absent)}; the figures are from git, not from a run of yours: "
             "run `dvc repro`"
-        )
-    if changed := _changed():
-        print(
-            f"changed since a stage read it: {some(changed)}; the figures may not belong together "
-            "or to params.yaml, run `dvc repro`"
         )
     if picture is not None:
         from stages.charts import draw_result  # matplotlib takes a second to import

@@ -14,6 +14,7 @@ from qnet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qnet.data import BatchSource, load_info
 from qnet.distributed import leave
 from qnet.evaluation import evaluate_classes
+from qnet.files import check_writable
 from qnet.history import History, is_due
 from qnet.loss import distils
 from qnet.models import source_files
@@ -72,6 +73,7 @@ class TrainingStage:
             inputs: files, besides the prepared data, that the result depends on.
             teacher: checkpoint of the network to distil from, if the section asks for it.
         """
+        check_writable(self.out)  # fail now, not after the work
         resume = resume_file(f"{self.name}-{self._key(inputs)}")
         history = self._fit(resume, teacher)
         self._write(history)

@@ -207,6 +207,7 @@ def test_a_split_that_was_drawn_otherwise_is_told(fill, tmp_path):
         (["params.yaml"], "params.yaml is no checkpoint, or not a whole one"),
         (["."], ". is a folder; give a file in it"),
         ([CHECKPOINT, "--json", "params.yaml/x"], "params.yaml is no folder that can be wri"),
+        ([CHECKPOINT, "--json", "params.yaml"], "argument --json: params.yaml is there and is ano"),
         ([CHECKPOINT, "--json", "checkpoints"], "checkpoints is a folder; give the name of a file"),
     ],
 )
