@@ -42,6 +42,7 @@ class Learning:
         if not self.weights:
             layers = filter(is_quantizable, model.modules())
             self.weights = [layer.get_parameter("weight") for layer in layers]
+        # In full precision batch norm learns if the network's own code lets it.
         if isinstance(params, QuantizedTrainingParams):
             for norm in self.batch_norms:
                 norm.requires_grad_(not params.freeze_bn_affine)
@@ -53,7 +54,7 @@ class Learning:
         scales = [p for quantizer in self.weight_quantizers for p in quantizer.parameters()]
         self.frozen_at_first = [p for p in (*self.weights, *scales) if p.requires_grad]
         self.weights_learn = True
-        self.norms_learn = bool(self.batch_norms) and _norms_may_learn(params)
+        self.norms_learn = bool(self.batch_norms) and not params.freeze_bn_stats
 
     def _treat_weights(self, params: ActivationsParams) -> None:
         """Have the weights learn, or not, beside the activations."""
@@ -103,7 +104,7 @@ class Learning:
 
 def check_batch_norm(model: nn.Module, params: TrainingParams, phase: str) -> None:
     """Raise a `UserError` if batch norm would have one image to a batch."""
-    if params.batch_size == 1 and _norms_may_learn(params) and _batch_norms(model):
+    if params.batch_size == 1 and not params.freeze_bn_stats and _batch_norms(model):
         raise UserError(
             f"{phase}.batch_size is 1; batch norm needs the statistics of more than one image: "
             "use at least 2"
@@ -112,8 +113,3 @@ def check_batch_norm(model: nn.Module, params: TrainingParams, phase: str) -> No
 
 def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
-
-
-def _norms_may_learn(params: TrainingParams) -> bool:
-    """Whether batch norm uses the statistics of the batches while training."""
-    return not (isinstance(params, QuantizedTrainingParams) and params.freeze_bn_stats)

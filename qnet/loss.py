@@ -13,12 +13,12 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from qnet.params import QuantizedTrainingParams, TrainingParams
+from qnet.params import TrainingParams
 
 
 def distils(params: TrainingParams) -> bool:
     """Whether `training_loss` needs a teacher."""
-    return isinstance(params, QuantizedTrainingParams) and params.distillation > 0
+    return params.distillation > 0
 
 
 def training_loss(
@@ -35,7 +35,6 @@ def training_loss(
     loss = F.cross_entropy(logits, labels, label_smoothing=params.label_smoothing)
     if teacher_logits is None:
         return loss
-    assert isinstance(params, QuantizedTrainingParams)
     share, softness = params.distillation, params.distillation_temperature
     divergence = F.kl_div(
         F.log_softmax(logits / softness, dim=1),

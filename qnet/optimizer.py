@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qnet.params import QuantizedTrainingParams, TrainingParams
+from qnet.params import TrainingParams
 from qnet.quantizer import quantizers
 
 
@@ -50,9 +50,8 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Opt
     On CUDA all of a group learn in one kernel, and the learning rate is a tensor there: a recorded
     step reads it (`qnet.graphs`).
     """
-    scale_lr = params.scale_lr if isinstance(params, QuantizedTrainingParams) else 0.0
     groups = parameter_groups(
-        model, lr=params.lr, weight_decay=params.weight_decay, scale_lr=scale_lr
+        model, lr=params.lr, weight_decay=params.weight_decay, scale_lr=params.scale_lr
     ) or [{"params": [], "lr_factor": 1.0}]
     trained = [p for group in groups for p in group["params"]]
     on_cuda = bool(trained) and all(p.is_cuda for p in trained)

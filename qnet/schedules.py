@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from qnet.params import QuantizedTrainingParams, TemperatureParams, TrainingParams
+from qnet.params import TemperatureParams, TrainingParams
 
 
 def learning_rate(params: TrainingParams, time: float) -> float:
@@ -39,6 +39,6 @@ def temperature(params: TemperatureParams, epoch: int, epochs: int) -> float:
 
 def temperature_at(params: TrainingParams, epoch: int) -> float | None:
     """Temperature of `epoch`, or None where nothing is quantized."""
-    if isinstance(params, QuantizedTrainingParams):
-        return temperature(params.temperature, epoch, params.epochs)
-    return None
+    if params.temperature is None:
+        return None
+    return temperature(params.temperature, epoch, params.epochs)

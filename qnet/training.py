@@ -25,7 +25,7 @@ from qnet.loss import distils, training_loss
 from qnet.memory import is_out_of_memory
 from qnet.memory_format import channels_last
 from qnet.optimizer import build_optimizer, set_learning_rate
-from qnet.params import QuantizedTrainingParams, TrainingParams
+from qnet.params import TrainingParams
 from qnet.quantizer import soft_forward
 from qnet.relus import skip_relus
 from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
@@ -270,10 +270,8 @@ class Trainer:
     def _measure_batch_norm(self) -> None:
         """In float32, as the network is scored and deployed."""
         params = self.params
-        if not isinstance(params, QuantizedTrainingParams) or not self.learning.norms_learn:
-            return
         count = math.ceil(params.bn_images / self.data.train.batch_size) if params.epochs else 0
-        if count > 0:
+        if count > 0 and self.learning.norms_learn:
             generator = torch.Generator()
             generator.manual_seed(seed_for(self.seed, self.phase, "batch norm"))
             batches = islice(self.data.train.epoch(generator), count)

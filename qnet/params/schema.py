@@ -7,7 +7,7 @@ meanings are documented beside the values in params.yaml.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -82,7 +82,7 @@ class ModelParams(Section):
     quantize: Patterns
 
 
-class TrainingParams(Section):
+class CommonTrainingParams(Section):
     """Parameters that every training stage has."""
 
     epochs: CountOrZero
@@ -101,7 +101,7 @@ class TrainingParams(Section):
     select_on: Literal["validation", "last", "test"]
 
     @model_validator(mode="after")
-    def _agrees(self) -> TrainingParams:
+    def _agrees(self) -> CommonTrainingParams:
         """Refuse values that are allowed on their own but not together."""
         if self.epochs == 0:  # the network is only evaluated
             return self
@@ -134,8 +134,19 @@ class TrainingParams(Section):
             )
 
 
-class FpParams(TrainingParams):
-    """Parameters for training the full-precision network."""
+class FpParams(CommonTrainingParams):
+    """Parameters for training the full-precision network.
+
+    Of those of a quantized network it has what changes nothing, as constants: params.yaml may not
+    contain them.
+    """
+
+    temperature: ClassVar[None] = None
+    scale_lr: ClassVar[float] = 0.0
+    distillation: ClassVar[float] = 0.0
+    distillation_temperature: ClassVar[float] = 1.0
+    freeze_bn_stats: ClassVar[bool] = False
+    bn_images: ClassVar[int] = 0
 
 
 class TemperatureParams(Section):
@@ -153,7 +164,7 @@ class TemperatureParams(Section):
         return self
 
 
-class QuantizedTrainingParams(TrainingParams):
+class QuantizedTrainingParams(CommonTrainingParams):
     """Further parameters for training a quantized network."""
 
     forward: Literal["hard", "soft"]
@@ -165,6 +176,10 @@ class QuantizedTrainingParams(TrainingParams):
     freeze_bn_affine: Switch
     freeze_bn_stats: Switch
     bn_images: CountOrZero
+
+
+TrainingParams = FpParams | QuantizedTrainingParams
+"""A section that a phase of training follows."""
 
 
 class WeightsParams(QuantizedTrainingParams):
