@@ -6,9 +6,8 @@
     its quantizer         α
     everything else       as in the state dict
 
-β and the thresholds of weights, temperatures and the counters of batch norm are left out, so the
-tensors take as many bytes as `qnet.size.model_bytes` counts; a tensor with two names is
-stored twice.
+What only training needs (`training_only`) is left out. A tensor with two names is stored twice.
+`qnet.size` counts the bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def packed_state(model: nn.Module) -> dict[str, Tensor]:
     weights = {name: quantizer for name, _, quantizer in quantized_weights(model)}
     if not weights:
         raise UserError("no weight is quantized: nothing to pack")
-    left_out, state = _left_out(model), model.state_dict(keep_vars=True)
+    left_out, state = training_only(model), model.state_dict(keep_vars=True)
     for name, quantizer in weights.items():
         weight = state[name]
         names = [other for other, tensor in state.items() if tensor is weight]
@@ -57,7 +56,7 @@ def unpacked_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, 
         UserError: a quantized weight is not packed, or holds what is no level of its set.
     """
     own = model.state_dict()
-    state = {name: own[name] for name in _left_out(model)} | dict(packed)
+    state = {name: own[name] for name in training_only(model)} | dict(packed)
     for name, weight, quantizer in quantized_weights(model):
         levels, shape = quantizer.level_set, weight.shape
         found = packed.get(name)
@@ -71,6 +70,21 @@ def unpacked_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, 
             except IndexError:
                 raise UserError(f"{name} holds what is no level of {levels.name}") from None
     return state
+
+
+def training_only(model: nn.Module) -> set[str]:
+    """Names in the state dict of `model` of what its outputs in eval mode do not depend on.
+
+    β and the thresholds of weights, temperatures, and the counters of batch norm.
+    """
+    names = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, Quantizer):
+            continue
+        of_weight = name.endswith("weight_quantizer")
+        own = ("temperature", "beta", "thresholds") if of_weight else ("temperature",)
+        names |= {f"{name}.{tensor}".removeprefix(".") for tensor in own}
+    return names
 
 
 def pack(integers: Tensor, levels: LevelSet) -> Tensor:
@@ -91,15 +105,3 @@ def unpack(packed: Tensor, levels: LevelSet, count: int) -> Tensor:
     bits = np.unpackbits(packed.cpu().numpy(), count=count * levels.bits, bitorder="little")
     codes = bits.reshape(count, levels.bits) @ (1 << np.arange(levels.bits))
     return torch.from_numpy(np.array(levels.values)[codes])
-
-
-def _left_out(model: nn.Module) -> set[str]:
-    """Names in the state dict of `model` of what its outputs in eval mode do not depend on."""
-    names = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, Quantizer):
-            continue
-        of_weight = name.endswith("weight_quantizer")
-        own = ("temperature", "beta", "thresholds") if of_weight else ("temperature",)
-        names |= {f"{name}.{tensor}" for tensor in own}
-    return names

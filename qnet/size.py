@@ -1,68 +1,56 @@
-"""How many bytes a network takes where it is deployed, at its real bit widths.
+"""How many bytes a network takes where it is deployed, as `qnet.packing` stores it.
 
-    quantized weight      bits of its level set per value, packed, whole bytes per tensor; its α
-    activation quantizer  its α, β and thresholds
-    everything else       biases, batch norm, layers in full precision
-
-All but the packed values are float32; integer buffers count at their own size. A
-quantized weight with two names, such as one that an embedding reads too, is not packed. What
-inference does not need is not counted: β and the thresholds of weights, temperatures, and the
-counters of batch norm.
+Quantized weights count packed, in whole bytes per tensor; all other floating-point numbers as
+float32; integers at their own size. A tensor with two names counts once, and is not packed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain
 
 from torch import Tensor, nn
 
 from qnet.layers import quantized_weights
-from qnet.quantizer import Quantizer, quantizers
+from qnet.packing import training_only
+from qnet.quantizer import quantizers
 
-FLOAT_BYTES = 4
+_FLOAT_BITS = 32
 
 
 def full_precision_bytes(model: nn.Module) -> int:
     """Bytes of `model` as if it had no quantizers."""
-    return sum(_bits(tensor) * tensor.numel() // 8 for tensor in _tensors(model))
+    of_quantizers = {
+        id(tensor)
+        for _, quantizer in quantizers(model)
+        for tensor in quantizer.state_dict(keep_vars=True).values()
+    }
+    tensors = _deployed(model)
+    return sum(_bytes(tensor) for key, tensor in tensors.items() if key not in of_quantizers)
 
 
 def model_bytes(model: nn.Module) -> int:
     """Bytes of `model`; its compression is `full_precision_bytes(model) / model_bytes(model)`."""
     names = Counter(map(id, model.state_dict(keep_vars=True).values()))
-    bits: dict[int, int] = {}  # of a quantized weight, by its id
-    of_weights: set[Quantizer] = set()
-    for _, weight, quantizer in quantized_weights(model):
-        if names[id(weight)] == 1:
-            bits[id(weight)] = quantizer.level_set.bits
-        of_weights.add(quantizer)
-
-    total = sum(
-        (tensor.numel() * bits.get(id(tensor), _bits(tensor)) + 7) // 8
-        for tensor in _tensors(model)
-    )
-    for _, quantizer in quantizers(model):
-        total += FLOAT_BYTES * quantizer.alpha.numel()
-        if quantizer not in of_weights:
-            total += FLOAT_BYTES * (quantizer.beta.numel() + quantizer.thresholds.numel())
-    return total
-
-
-def _bits(tensor: Tensor) -> int:
-    return 8 * (FLOAT_BYTES if tensor.is_floating_point() else tensor.element_size())
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    """What the state dict holds for inference, each tensor once, without the quantizers' own."""
-    own = {
-        id(tensor)
-        for _, quantizer in quantizers(model)
-        for tensor in chain(quantizer.parameters(), quantizer.buffers())
+    bits = {
+        id(weight): quantizer.level_set.bits
+        for _, weight, quantizer in quantized_weights(model)
+        if names[id(weight)] == 1
     }
-    tensors = {
+    return sum(_bytes(tensor, bits.get(key)) for key, tensor in _deployed(model).items())
+
+
+def _deployed(model: nn.Module) -> dict[int, Tensor]:
+    """The tensors that inference needs, each once, by id."""
+    left_out = training_only(model)
+    return {
         id(tensor): tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
-        if isinstance(tensor, Tensor) and not name.endswith("num_batches_tracked")
+        if isinstance(tensor, Tensor) and name not in left_out
     }
-    return [tensor for key, tensor in tensors.items() if key not in own]
+
+
+def _bytes(tensor: Tensor, bits: int | None = None) -> int:
+    """Bytes of a tensor, with `bits` for each value if it is packed."""
+    if bits is None:
+        bits = _FLOAT_BITS if tensor.is_floating_point() else 8 * tensor.element_size()
+    return (tensor.numel() * bits + 7) // 8
