@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from qnet import Clusters
+from qnet.data import Batch
 
 TEMPERATURE = 5.0  # of the first epoch
 LR, MOMENTUM, DECAY, CLIP = 0.01, 0.9, 1e-4, 5.0
@@ -156,7 +157,7 @@ class Training:
             if scales:
                 self.optimizers.append(torch.optim.SGD(scales, lr=LR, momentum=MOMENTUM))
 
-    def train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def train(self, batches: Iterable[Batch]) -> None:
         """Take one step for each batch."""
         self.model.train()
         loss_sum, correct = 0.0, 0

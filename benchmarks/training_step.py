@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks import textbook
 from benchmarks.common import (
@@ -51,7 +51,7 @@ from qnet import (
     quantizable_layers,
     weight_levels,
 )
-from qnet.data import Augment, Batches, DatasetInfo, Split
+from qnet.data import Augment, Batch, Batches, DatasetInfo, Split
 from qnet.models import build_model
 from qnet.params import load_params
 from qnet.training import Trainer, TrainingData
@@ -193,7 +193,7 @@ def baseline(phase: str, setting: Setting) -> Block:
 
 
 @lru_cache
-def _loader(setting: Setting) -> Iterable[tuple[Tensor, Tensor]]:
+def _loader(setting: Setting) -> Iterable[Batch]:
     """Loader for all phases, as starting workers takes seconds."""
     split = _images(setting.batch)
     length = setting.batch * (setting.steps + 1 + QUEUED)

@@ -13,21 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from qnet.data import DatasetInfo
 from qnet.devices import device_named
 from qnet.errors import UserError, one_line
-from qnet.files import check_readable, write_bytes
 from qnet.insertion import insert_quantizers
 from qnet.levels import LevelSet
 from qnet.memory import is_out_of_memory
 from qnet.models import build_model, computes_alike
 from qnet.packing import packed_state, unpacked_state
 from qnet.quantizer import Quantizer, quantizers
-from qnet.states import load_state, misfit, other_type
+from qnet.states import load_state, misfit, other_type, read_tensors, write_tensors
 
 FORMAT = 1
 KEY = "qnet"
@@ -81,11 +78,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, packed: bool = 
     if packed:
         description["packed"] = True
         state = packed_state(checkpoint.model)
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone()  # safetensors refuses shared memory
-        for name, tensor in state.items()
-    }
-    write_bytes(path, save(tensors, metadata={KEY: json.dumps(description, sort_keys=True)}))
+    write_tensors(path, state, {KEY: json.dumps(description, sort_keys=True)})
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -112,12 +105,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{path} does not exist; train the network first, or fix the path")
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file in it")
-    check_readable(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        tensors, metadata = read_tensors(path)
+    except ValueError as error:
         raise UserError(
             f"{path} is no checkpoint, or not a whole one ({error}); give a .safetensors file that "
             "qnet wrote, or write this one again"

@@ -25,7 +25,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Which of the `known` names `name` is most like, as part of such a message."""
+    """The one of the `known` names that is most like `name`, as part of such a message."""
     if not known:
         return "there is none"
     return f"nearest is {get_close_matches(name, known, n=1, cutoff=0.0)[0]!r}"

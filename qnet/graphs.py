@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qnet.compiling import warn_slower
+from qnet.data import Batch
 
 _BEFORE = 3  # steps that compile kernels, choose algorithms and make what the optimizer keeps
 
@@ -35,7 +36,7 @@ class GraphedStep:
     def forget(self) -> None:
         """Record again at the next call: the step has changed."""
         self._called = 0
-        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._inputs: Batch | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:

@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from qnet.files import check_readable, write_bytes
-
-State = dict[str, Tensor]
+from qnet.states import State, read_tensors, write_tensors
 
 
 def run_key(values: Mapping[str, Any], inputs: Iterable[Path]) -> str:
@@ -46,25 +42,24 @@ class ResumeFile:
     def save(self, groups: Mapping[str, State], numbers: Mapping[str, Any]) -> None:
         """Replace the file by these named groups of tensors and JSON-able numbers."""
         tensors = {
-            f"{group}/{name}": tensor.detach().cpu().contiguous().clone()
+            f"{group}/{name}": tensor
             for group, state in groups.items()
             for name, tensor in state.items()
         }
-        write_bytes(self.path, save(tensors, metadata={"run": json.dumps(numbers)}))
+        write_tensors(self.path, tensors, {"run": json.dumps(numbers)})
 
     def load(self) -> tuple[dict[str, State], dict[str, Any]] | None:
         """What was saved last, or None where there is nothing (or nothing readable)."""
         if not self.path.exists():
             return None
-        check_readable(self.path)
         groups: dict[str, State] = {}
         try:
-            with safe_open(self.path, framework="pt") as file:
-                numbers = json.loads(file.metadata()["run"])
-                for key in file.keys():  # noqa: SIM118 - not a mapping
-                    group, name = key.split("/", 1)
-                    groups.setdefault(group, {})[name] = file.get_tensor(key)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            tensors, metadata = read_tensors(self.path)
+            numbers = json.loads(metadata["run"])
+            for key, tensor in tensors.items():
+                group, name = key.split("/", 1)
+                groups.setdefault(group, {})[name] = tensor
+        except (KeyError, ValueError):
             return None
         return groups, numbers
 

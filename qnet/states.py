@@ -1,12 +1,18 @@
-"""State dicts: names, shapes and kinds of numbers compared, and loaded."""
+"""State dicts: compared, loaded into a network, and kept in safetensors files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from qnet.errors import some
+from qnet.errors import one_line, some
+from qnet.files import check_readable, write_bytes
+
+State = dict[str, Tensor]
 
 
 def misfit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
@@ -30,7 +36,7 @@ def other_type(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) ->
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Have `model` take on the values of `tensors`, which fit it.
+    """Give `model` the values of `tensors`, which fit it.
 
     They may come from a file or a copy, without the versions that PyTorch keeps beside a state
     dict; some modules do not load without.
@@ -38,3 +44,29 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     state = model.state_dict()
     state.update(tensors)
     model.load_state_dict(state)
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file, whole or not at all; see `qnet.files.write_bytes`."""
+    copies = {  # safetensors refuses shared memory
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
+    }
+    write_bytes(path, save(copies, metadata=dict(metadata)))
+
+
+def read_tensors(path: Path) -> tuple[State, dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata.
+
+    Raises:
+        ValueError: it is not a safetensors file, or not a complete one.
+        OSError: it cannot be read.
+    """
+    check_readable(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(one_line(error)) from error

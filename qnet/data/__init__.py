@@ -8,7 +8,7 @@ chooses between the two.
 
 from __future__ import annotations
 
-from qnet.data.batches import WHOLE, Augment, Batches, BatchSource, Shard
+from qnet.data.batches import WHOLE, Augment, Batch, Batches, BatchSource, Shard
 from qnet.data.dataset import DatasetInfo, Split
 from qnet.data.imagenet import prepare_imagenet
 from qnet.data.manifest import Listing, save_manifest
@@ -21,6 +21,7 @@ from qnet.data.splits import prepare
 __all__ = [
     "WHOLE",
     "Augment",
+    "Batch",
     "BatchSource",
     "Batches",
     "DatasetInfo",

@@ -19,6 +19,9 @@ from torch.nn import functional as F
 from qnet.data.dataset import DatasetInfo, Split
 from qnet.errors import UserError
 
+Batch = tuple[Tensor, Tensor]
+"""Images, float32 [B, C, H, W] in the channels_last memory format, and labels, int64 [B]."""
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -74,10 +77,10 @@ class BatchSource(Protocol):
     def __len__(self) -> int:
         """Number of batches in an epoch."""
 
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
         """All images once in random order, augmented, without the last batch if it is short."""
 
-    def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def ordered(self) -> Iterator[Batch]:
         """All images once, in order, not augmented; the last batch may be short."""
 
 
@@ -103,8 +106,7 @@ class Normalise:
 class Batches:
     """Images of a split on a device, in batches for training or in order for evaluation.
 
-    Batches are pairs of images, float32 [B, C, H, W] in the channels_last memory format, normalised
-    by the mean and std of `info`, and labels, int64 [B].
+    Images are normalised by the mean and std of `info`.
 
     Args:
         split: images uint8 [N, C, H, W] with H = W, and labels.
@@ -146,7 +148,7 @@ class Batches:
         """Number of batches in an epoch."""
         return len(self._labels) // self.batch_size
 
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
         """All images once in random order, augmented, without the last batch if it is short.
 
         The generator may be on any device. All random numbers of the epoch are drawn by this call:
@@ -165,16 +167,14 @@ class Batches:
         # Moved in one go, so that the host need not wait for the device between batches.
         return self._augmented(order.to(device), starts.to(device), mirrored.bool().to(device))
 
-    def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def ordered(self) -> Iterator[Batch]:
         """All images once, in order, not augmented; the last batch may be short."""
         mine = self.shard.slice_of(0, len(self._labels))
         for first in range(mine.start, mine.stop, self.batch_size):
             batch = slice(first, min(first + self.batch_size, mine.stop))
             yield self._normalise(self._images[batch]), self._labels[batch]
 
-    def _augmented(
-        self, order: Tensor, starts: Tensor, mirrored: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _augmented(self, order: Tensor, starts: Tensor, mirrored: Tensor) -> Iterator[Batch]:
         for first in range(0, len(self) * self.batch_size, self.batch_size):
             batch = self.shard.slice_of(first, first + self.batch_size)
             images = self._images.index_select(0, order[batch])

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from qnet.data.batches import WHOLE, Augment, Normalise, Shard, require_full_batch
+from qnet.data.batches import WHOLE, Augment, Batch, Normalise, Shard, require_full_batch
 from qnet.data.dataset import DatasetInfo
 from qnet.data.manifest import Listing
 from qnet.data.pixels import eight_bits
@@ -97,7 +97,7 @@ class StreamedBatches:
         """Number of batches in an epoch."""
         return len(self._listing) // self.batch_size
 
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
         """All images once in random order, augmented, without the last batch if it is short.
 
         All random numbers of the epoch are drawn by this call, as in `Batches`.
@@ -110,13 +110,13 @@ class StreamedBatches:
         parts = (self.shard.slice_of(start, start + self.batch_size) for start in starts)
         return self._stream([(order[part], seeds[part]) for part in parts])
 
-    def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def ordered(self) -> Iterator[Batch]:
         """All images once, in order, not augmented; batches may be short."""
         places = list(range(len(self._listing)))[self.shard.slice_of(0, len(self._listing))]
         starts = range(0, len(places), self.batch_size)
         return self._stream([(places[start : start + self.batch_size], None) for start in starts])
 
-    def _stream(self, orders: list[Order]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _stream(self, orders: list[Order]) -> Iterator[Batch]:
         self.waited = 0.0
         batches = _decoded(self._pictures, orders, self._workers, self._pin)
         for images, labels, bad in self._timed(batches):

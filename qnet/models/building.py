@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from qnet.errors import UserError, one_line
+from qnet.errors import UserError, nearest, one_line
 from qnet.models.alexnet import AlexNet
 from qnet.models.probing import check_shapes, check_state
 from qnet.models.resnet import STAGES, ResNet
@@ -58,9 +58,9 @@ def build_model(name: str, *, classes: int, channels: int = 3, size: int = 32) -
         model = _own_model(name, classes, channels, size)
     else:
         other = f"torchvision/{name}"
-        nearest = other if name in _classifiers() else _nearest(name, MODELS)[0]
+        known = [other] if name in _classifiers() else list(MODELS)
         raise UserError(
-            f"model.name: {name!r} is not a model, nearest is {nearest!r}; "
+            f"model.name: {name!r} is not a model, {nearest(name, known)}; "
             f"allowed: {', '.join(MODELS)}, torchvision/<name> or package.module:function"
         )
     check_shapes(model, name, classes, channels, size)
@@ -82,8 +82,8 @@ def _torchvision_model(name: str, classes: int, channels: int) -> nn.Module:
     if short not in known:
         raise UserError(
             f"model.name: {name!r} is not a classifier of torchvision {torchvision.__version__}; "
-            f"the nearest are {', '.join(_nearest(short, known, 3))}; for all names see "
-            "torchvision.models.list_models()"
+            f"the nearest are {', '.join(get_close_matches(short, known, 3, 0.0))}; for all names "
+            "see torchvision.models.list_models()"
         )
     extras = _TORCHVISION_EXTRAS.get(short, {})
     model = torchvision.models.get_model(short, weights=None, num_classes=classes, **extras)
@@ -152,7 +152,3 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
             "return the model, a torch.nn.Module"
         )
     return model
-
-
-def _nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    return get_close_matches(name, list(known), n=count, cutoff=0.0)

@@ -13,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qnet.errors import UserError, one_line
 from qnet.files import check_readable
 from qnet.memory import is_out_of_memory
 from qnet.models.resnet import STAGES
-from qnet.states import load_state, misfit
-
-State = dict[str, Tensor]
+from qnet.states import State, load_state, misfit, read_tensors
 
 TORCHVISION_ALIKE = (*(f"resnet{depth}" for depth in STAGES), "alexnet")
 """Models of this package whose layers have torchvision's names and shapes."""
@@ -149,11 +145,11 @@ def _from_file(path: Path) -> State:
     check_readable(path)
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
+            return read_tensors(path)[0]
+        except ValueError as error:
             raise UserError(
-                f"model.pretrained: {path} is not a complete safetensors file "
-                f"({one_line(error)}); download or copy it again"
+                f"model.pretrained: {path} is not a complete safetensors file ({error}); download "
+                "or copy it again"
             ) from error
     if path.suffix in _TORCH_SUFFIXES:
         return _state_dict(path, _load(path))

@@ -42,7 +42,8 @@ def explain(error: ValidationError, schema: type[BaseModel], tree: Any) -> str:
             sentences[name] = f"{name}.{problem['ctx']['error']}"
         else:
             sentences[name] = f"{name} is {_shown(value)}; it must be {_allowed(field)}"
-            sentences[name] += _did_you_mean(value, field)
+            if near := get_close_matches(str(value), _options(field), 1):
+                sentences[name] += f"; did you mean {near[0]}?"
     first, *others = sentences.values()
     return f"{first} (and {len(others)} more)" if others else first
 
@@ -94,11 +95,6 @@ def _allowed(field: FieldInfo) -> str:
     if options := _options(field):
         return f"{', '.join(options[:-1])} or {options[-1]}"
     return field.description or "of another type"
-
-
-def _did_you_mean(value: Any, field: FieldInfo) -> str:
-    near = get_close_matches(str(value), _options(field), 1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _shown(value: Any) -> str:
