@@ -20,11 +20,11 @@ from qnet.devices import device_named
 from qnet.errors import UserError, one_line
 from qnet.insertion import insert_quantizers
 from qnet.levels import LevelSet
-from qnet.memory import is_out_of_memory
+from qnet.machine_errors import is_out_of_memory
 from qnet.models import build_model, computes_alike
 from qnet.packing import packed_state, unpacked_state
 from qnet.quantizer import Quantizer, quantizers
-from qnet.states import load_state, misfit, other_type, read_tensors, write_tensors
+from qnet.states import dtype_mismatch, load_state, misfit, read_tensors, write_tensors
 
 FORMAT = 1
 KEY = "qnet"
@@ -143,7 +143,7 @@ def _load(path: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> 
             raise _damaged(path, error) from None
     if differences := misfit(model.state_dict(), tensors):
         raise UserError(f"{path} does not fit {checkpoint.architecture}: {differences}")
-    if difference := other_type(model.state_dict(), tensors):
+    if difference := dtype_mismatch(model.state_dict(), tensors):
         raise _damaged(path, difference)
     try:
         load_state(model, tensors)
@@ -191,7 +191,7 @@ def check_rebuilt(path: str | Path, checkpoint: Checkpoint) -> None:
             f"{path} could not be read again: {architecture} makes another network than this: "
             f"{differences}; {itself}"
         )
-    if difference := other_type(again.state_dict(), model.state_dict()):
+    if difference := dtype_mismatch(again.state_dict(), model.state_dict()):
         raise UserError(
             f"{path} could not be read again: {difference}; give the network as it was trained, "
             "not what to_int8 made of it"
@@ -233,11 +233,11 @@ def _build(architecture: str, dataset: DatasetInfo) -> nn.Module:
 
 def _quantize(model: nn.Module, described: Mapping[str, Mapping[str, Any]]) -> None:
     """Put in quantizers as they were `described` where they were; values are yet to be loaded."""
-    found: dict[str, dict[str, Quantizer]] = {"weights": {}, "activations": {}}
-    for place, description in described.items():
-        layer, _, attribute = place.rpartition(".")
+    inserted: dict[str, dict[str, Quantizer]] = {"weights": {}, "activations": {}}
+    for name, description in described.items():
+        layer, _, attribute = name.rpartition(".")
         kind = "weights" if attribute == "weight_quantizer" else "activations"
-        found[kind][layer] = Quantizer(
+        inserted[kind][layer] = Quantizer(
             LevelSet(description["levels"], tuple(description["values"])),
             alpha=torch.ones(description["alpha_shape"]),
             beta=torch.ones(description["beta_shape"]),
@@ -245,7 +245,7 @@ def _quantize(model: nn.Module, described: Mapping[str, Mapping[str, Any]]) -> N
             temperature=description["temperature"],
             backward_temperature=description["backward_temperature"],
         )
-    insert_quantizers(model, **found)
+    insert_quantizers(model, **inserted)
 
 
 def _description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

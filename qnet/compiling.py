@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._functorch import config
 
 from qnet.errors import UserError
-from qnet.memory import is_out_of_memory
+from qnet.machine_errors import is_out_of_memory
 
 
 class CompiledNetwork:

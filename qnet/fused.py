@@ -52,8 +52,8 @@ def fused_forward(
     spec = KernelSpec(tuple(stairs.steps), offset, temperature is not None, plan)
     if torch.compiler.is_compiling():
         return _output(x, alpha, beta, spec, numbers)
-    found = _call(_forward_kernel(spec), _flat(x), _scalar(alpha), _scalar(beta), numbers)
-    return None if found is None else found[0].as_strided(x.shape, x.stride())
+    result = _call(_forward_kernel(spec), _flat(x), _scalar(alpha), _scalar(beta), numbers)
+    return None if result is None else result[0].as_strided(x.shape, x.stride())
 
 
 def fused_backward(
@@ -80,10 +80,10 @@ def fused_backward(
     if grad_y.stride() != x.stride():
         grad_y = torch.empty_like(x, dtype=grad_y.dtype).copy_(grad_y)
     tensors = _flat(x), _flat(grad_y), _scalar(alpha), _scalar(beta), numbers, window_numbers
-    found = _call(_backward_kernel(spec), *tensors)
-    if found is None:
+    gradients = _call(_backward_kernel(spec), *tensors)
+    if gradients is None:
         return None
-    grad_x, grad_alpha, grad_beta = found
+    grad_x, grad_alpha, grad_beta = gradients
     return (
         grad_x.as_strided(x.shape, x.stride()),
         grad_alpha.reshape(alpha.shape),

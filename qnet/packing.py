@@ -59,14 +59,14 @@ def unpacked_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, 
     state = {name: own[name] for name in training_only(model)} | dict(packed)
     for name, weight, quantizer in quantized_weights(model):
         levels, shape = quantizer.level_set, weight.shape
-        found = packed.get(name)
-        if found is None:
+        codes = packed.get(name)
+        if codes is None:
             continue
-        if found.dtype != torch.uint8:
-            raise UserError(f"{name} is {found.dtype} instead of packed levels, torch.uint8")
-        if found.shape == ((shape.numel() * levels.bits + 7) // 8,):
+        if codes.dtype != torch.uint8:
+            raise UserError(f"{name} is {codes.dtype} instead of packed levels, torch.uint8")
+        if codes.shape == ((shape.numel() * levels.bits + 7) // 8,):
             try:
-                state[name] = unpack(found, levels, shape.numel()).to(own[name]).view(shape)
+                state[name] = unpack(codes, levels, shape.numel()).to(own[name]).view(shape)
             except IndexError:
                 raise UserError(f"{name} holds what is no level of {levels.name}") from None
     return state
@@ -91,8 +91,8 @@ def pack(integers: Tensor, levels: LevelSet) -> Tensor:
     """Levels of any shape -> uint8 [⌈values · bits / 8⌉], on the CPU."""
     codes = np.searchsorted(levels.values, integers.cpu().numpy().ravel())
     bits = np.empty((codes.size, levels.bits), dtype=np.uint8)
-    for place in range(levels.bits):
-        bits[:, place] = codes >> place & 1
+    for bit in range(levels.bits):
+        bits[:, bit] = codes >> bit & 1
     return torch.from_numpy(np.packbits(bits, bitorder="little"))
 
 

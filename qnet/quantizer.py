@@ -125,9 +125,9 @@ class Quantizer(nn.Module):
 
     def _read_thresholds(self) -> None:
         """Keep the thresholds as numbers: reading them in each call would wait for the device."""
-        found = stairs_of(self.thresholds.cpu(), self.level_set.steps, torch.float32)
-        if found != getattr(self, "stairs", None):  # else keep what qnet.fused cached in it
-            self.stairs = found
+        stairs = stairs_of(self.thresholds.cpu(), self.level_set.steps, torch.float32)
+        if stairs != getattr(self, "stairs", None):  # else keep what qnet.fused cached in it
+            self.stairs = stairs
         self._read = self.thresholds.tolist()
 
     def _follow_thresholds(self) -> None:
@@ -227,9 +227,9 @@ class Quantizer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
         def moved(tensor: Tensor) -> Tensor:
             # A type with fewer digits would make neighbouring thresholds one, or a scale infinite.
-            found = fn(tensor)
-            fewer = found.dtype.itemsize < torch.float32.itemsize
-            return tensor.to(found.device) if fewer else found
+            result = fn(tensor)
+            fewer = result.dtype.itemsize < torch.float32.itemsize
+            return tensor.to(result.device) if fewer else result
 
         super()._apply(moved, recurse)
         if not self.thresholds.is_meta:
@@ -264,15 +264,14 @@ def soft_forward(*modules: nn.Module) -> Iterator[None]:
     To train with it, set `forward_mode`: what is computed again in a backward pass outside the
     context (`torch.utils.checkpoint`) is hard.
     """
-    found = [quantizer for module in modules for _, quantizer in quantizers(module)]
-    before = [(quantizer, quantizer.force_soft) for quantizer in found]
+    before = [(q, q.force_soft) for module in modules for _, q in quantizers(module)]
     try:
-        for module, _ in before:
-            module.force_soft = True
+        for quantizer, _ in before:
+            quantizer.force_soft = True
         yield
     finally:
-        for module, force_soft in before:
-            module.force_soft = force_soft
+        for quantizer, force_soft in before:
+            quantizer.force_soft = force_soft
 
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:

@@ -96,7 +96,7 @@ def _is_needless(relu: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 def _readers(relu: fx.Node, modules: dict[str, nn.Module]) -> list[Quantizer | None]:
     """The quantizers that make negative values of its result zero; None for each other reader."""
-    found: list[Quantizer | None] = []
+    readers: list[Quantizer | None] = []
     for reader in relu.users:
         quantizer = None
         if reader.op == "call_module":
@@ -104,8 +104,8 @@ def _readers(relu: fx.Node, modules: dict[str, nn.Module]) -> list[Quantizer | N
         if quantizer is not None and not _is_binary(quantizer):
             calls = [node for node in reader.graph.nodes if node.target == reader.target]
             quantizer = quantizer if len(calls) == 1 else None  # the others may have no ReLU
-        found.append(quantizer)
-    return found
+        readers.append(quantizer)
+    return readers
 
 
 def _is_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -27,7 +27,7 @@ def run_key(values: Mapping[str, Any], inputs: Iterable[Path]) -> str:
     for root in (code, *inputs):
         files = sorted(root.rglob("*")) if root.is_dir() else [root]
         for path in files:
-            if path.is_file() and not _is_passing(path.relative_to(root)):
+            if path.is_file() and not _is_clutter(path.relative_to(root)):
                 digest.update(str(path.relative_to(root)).encode())
                 _update(digest, path)
     return digest.hexdigest()[:16]
@@ -95,8 +95,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: State) -> 
     optimizer.load_state_dict({**content, "state": state})
 
 
-def _is_passing(path: Path) -> bool:
-    """Whether this is no code but what Python, an editor or a desktop leaves beside it."""
+def _is_clutter(path: Path) -> bool:
+    """Whether this is a cache, editor or desktop file rather than code."""
     hidden = any(part.startswith(".") for part in path.parts)
     return hidden or "__pycache__" in path.parts or path.name.endswith("~")
 

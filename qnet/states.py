@@ -27,7 +27,7 @@ def misfit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str
     return some(differences)
 
 
-def other_type(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+def dtype_mismatch(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
     """The first of `tensors` that is whole numbers and not floating, or the reverse; "" if none."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() != expected[name].is_floating_point():

@@ -19,7 +19,7 @@ from qnet.compiling import CompiledNetwork
 from qnet.data import BatchSource
 from qnet.distributed import sum_over_processes
 from qnet.layers import has_hooks
-from qnet.memory import is_out_of_memory
+from qnet.machine_errors import is_out_of_memory
 from qnet.memory_format import channels_last
 from qnet.runtime import Runtime
 from qnet.tracing import CalledWithImages, left_as_it_was
@@ -64,13 +64,13 @@ class Teacher:
     def _agrees(self, images: Tensor) -> bool:
         """Whether the logits are the same except for rounding."""
         try:
-            found = self.ready(images).float()
+            logits = self.ready(images).float()
         except Exception as error:  # the network's own code, in a branch it may never have taken
             if is_out_of_memory(error):
                 raise
             return False
         expected = self.original(images).float()
-        return bool((found - expected).norm() <= _ROUNDING * expected.norm())
+        return bool((logits - expected).norm() <= _ROUNDING * expected.norm())
 
 
 def teaching(network: nn.Module, *, mixed: bool) -> nn.Module:

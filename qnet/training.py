@@ -22,7 +22,7 @@ from qnet.history import History, Row, is_due
 from qnet.layers import QuantizedLayer
 from qnet.learning import Learning, check_batch_norm
 from qnet.loss import distils, training_loss
-from qnet.memory import is_out_of_memory
+from qnet.machine_errors import is_out_of_memory
 from qnet.memory_format import channels_last
 from qnet.optimizer import build_optimizer, set_learning_rate
 from qnet.params import TrainingParams

@@ -63,12 +63,14 @@ def quantized_in_groups(groups: Sequence[Sequence[QuantizedLayer]]) -> Iterator[
 
 
 def _quantized(group: Sequence[QuantizedLayer]) -> Sequence[Tensor]:
-    found = [layer.weight_quantizer for layer in group]
-    first = found[0]
+    quantizers = [layer.weight_quantizer for layer in group]
+    first = quantizers[0]
     assert isinstance(first, Quantizer)
     of_each = (len(group), *[1] * group[0].weight.dim())
     alpha, beta = (
-        torch.stack([getattr(quantizer, name).reshape(()) for quantizer in found]).view(of_each)
+        torch.stack([getattr(quantizer, name).reshape(()) for quantizer in quantizers]).view(
+            of_each
+        )
         for name in ("alpha", "beta")
     )
     return first.quantized(torch.stack([layer.weight for layer in group]), alpha, beta).unbind()

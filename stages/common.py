@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from qnet.data.workers import FEWER_WORKERS, why_lost
 from qnet.errors import UserError, one_line
 from qnet.files import write_text
-from qnet.memory import is_out_of_memory
+from qnet.machine_errors import is_out_of_memory
 from qnet.params import Params, load_params
 
 PREPARED = Path("data/prepared")

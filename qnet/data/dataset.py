@@ -98,5 +98,5 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Split:
-        """The images at these places, int64 [n]."""
+        """The images at these indices, int64 [n]."""
         return Split(self.images[indices], self.labels[indices])

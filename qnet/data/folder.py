@@ -24,7 +24,7 @@ from qnet.data.manifest import Listing
 from qnet.data.pixels import fill, for_each, to_pixels
 from qnet.data.raw import Progress, Raw, class_names, require_same_classes, unlisted
 from qnet.errors import UserError, one_line, some
-from qnet.memory import is_of_machine
+from qnet.machine_errors import is_machine_failure
 
 _LAYOUT = "train/<class>/ and test/<class>/ with images in them"
 SIZES = range(4, 4097)  # allowed values of data.size
@@ -64,7 +64,7 @@ def load_image_folder(
             )
     if channels is None:
         channels = 1 if all(head.gray for head in heads[: len(train.paths)]) else 3
-    notes += _notes(heads, size, [*train.passed, *test.passed])
+    notes += _notes(heads, size, [*train.ignored, *test.ignored])
 
     images = torch.from_numpy(_read_all(paths, size, channels, progress))
     count = len(train.paths)
@@ -95,7 +95,7 @@ def load_class_folders(
             image cannot be read.
     """
     files, labels = _of_classes(folder, classes)
-    notes = _notes(_survey(files.paths), size, files.passed)
+    notes = _notes(_survey(files.paths), size, files.ignored)
     images = torch.from_numpy(_read_all(files.paths, size, channels, progress))
     return Split(images, labels), notes
 
@@ -116,9 +116,9 @@ def _of_classes(folder: Path, classes: Sequence[str]) -> tuple[_Files, Tensor]:
     """Image files in the class folders of `folder`, which must be `classes`, and their labels."""
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder: give one that holds <class>/ with images")
-    found = class_names(folder)
-    lacking = [name for name in classes if name not in found]
-    others = [name for name in found if name not in classes]
+    present = class_names(folder)
+    lacking = [name for name in classes if name not in present]
+    others = [name for name in present if name not in classes]
     if lacking or others:
         differences = [f"lacks {some(lacking)}"] if lacking else []
         differences += [f"also has {some(others)}"] if others else []
@@ -135,7 +135,7 @@ def _of_classes(folder: Path, classes: Sequence[str]) -> tuple[_Files, Tensor]:
 class _Files:
     paths: list[Path]
     labels: list[int]
-    passed: list[Path]  # not images
+    ignored: list[Path]  # not images
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _tree(folder: Path, otherwise: str = "or remove the class") -> tuple[_Files,
             )
         files.paths.extend(images)
         files.labels.extend([label] * len(images))
-        files.passed.extend(path for path in visible if path.suffix.lower() not in known)
+        files.ignored.extend(path for path in visible if path.suffix.lower() not in known)
     return files, classes
 
 
@@ -190,16 +190,16 @@ def _visible(folder: Path) -> list[Path]:
     def fail(error: OSError) -> None:
         raise error
 
-    found: list[Path] = []
+    visible: list[Path] = []
     try:
         for parent, folders, files in os.walk(folder, onerror=fail):
             folders[:] = [name for name in folders if not name.startswith(".")]
             names = [*folders, *files]  # links to folders are among the folders
             paths = [Path(parent, name) for name in names if not name.startswith(".")]
-            found.extend(path for path in paths if path.is_file() or path.is_symlink())
+            visible.extend(path for path in paths if path.is_file() or path.is_symlink())
     except OSError as error:
         raise unlisted(error) from error
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _survey(paths: Sequence[Path]) -> list[_Head]:
@@ -218,7 +218,7 @@ def _survey(paths: Sequence[Path]) -> list[_Head]:
     return heads
 
 
-def _notes(heads: Sequence[_Head], size: int, passed: Sequence[Path]) -> list[str]:
+def _notes(heads: Sequence[_Head], size: int, ignored: Sequence[Path]) -> list[str]:
     notes = []
     other = sum(head.sides != (size, size) for head in heads)
     if other:
@@ -227,8 +227,8 @@ def _notes(heads: Sequence[_Head], size: int, passed: Sequence[Path]) -> list[st
             "cropped at the centre if not square"
         )
     for reason, paths in (
-        ("they are not named like images", [path for path in passed if not path.is_dir()]),
-        ("links to folders are not followed", [path for path in passed if path.is_dir()]),
+        ("they are not named like images", [path for path in ignored if not path.is_dir()]),
+        ("links to folders are not followed", [path for path in ignored if path.is_dir()]),
     ):
         if paths:
             notes.append(f"ignored, as {reason}: {some([str(path) for path in paths])}")
@@ -254,7 +254,7 @@ def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not an image: replace or remove it") from error
     except Exception as error:  # PIL raises a dozen kinds for damaged files
-        if is_of_machine(error):
+        if is_machine_failure(error):
             raise
         raise UserError(
             f"{path}: cannot be read ({one_line(error)}): replace or remove it"

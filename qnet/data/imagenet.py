@@ -87,14 +87,14 @@ class _Files:
     names: list[bytes] = field(default_factory=list)  # relative to the folder
     sizes: array[int] = field(default_factory=lambda: array("q"))
     labels: array[int] = field(default_factory=lambda: array("q"))
-    passed: list[bytes] = field(default_factory=list)  # not images
+    ignored: list[bytes] = field(default_factory=list)  # not images
 
     def add(self, below: str, label: int) -> None:
         """List the images directly in the folder `below`, relative to `folder`."""
         prefix = os.fsencode(f"{below}/" if below else "")
         try:
             with os.scandir(os.fsencode(self.folder / below)) as entries:
-                found = sorted(
+                listed = sorted(
                     (entry.name, entry.stat().st_size)
                     for entry in entries
                     if not entry.name.startswith(b".")
@@ -102,25 +102,25 @@ class _Files:
                 )
         except OSError as error:  # includes dangling links, so that no image goes missing
             raise unlisted(error) from error
-        for name, size in found:
+        for name, size in listed:
             if name.lower().endswith(_SUFFIXES):
                 self.names.append(prefix + name)
                 self.sizes.append(size)
                 self.labels.append(label)
             else:
-                self.passed.append(prefix + name)
+                self.ignored.append(prefix + name)
 
     def listing(
-        self, places: np.ndarray | None = None, labels: np.ndarray | None = None
+        self, indices: np.ndarray | None = None, labels: np.ndarray | None = None
     ) -> Listing:
-        """All images, or those at `places` with other labels, named relative to the root."""
+        """All images, or those at `indices` with other labels, named relative to the root."""
         prefix = os.fsencode(f"{self.folder.name}/")
         paths = np.array([prefix + name for name in self.names])
         sizes = np.array(self.sizes, dtype=np.int64)
-        if places is None or labels is None:
+        if indices is None or labels is None:
             labels = np.array(self.labels, dtype=np.int64)
         else:
-            paths, sizes = paths[places], sizes[places]
+            paths, sizes = paths[indices], sizes[indices]
         return Listing(str(self.folder.parent), paths, torch.from_numpy(labels), sizes)
 
 
@@ -150,9 +150,9 @@ def _find(
     train = _scan(root / "train", classes, progress, 0, total)
     test = _scan(root / "val", test_classes, progress, len(train.names), total)
     notes = []
-    if passed := [*train.passed, *test.passed]:
-        notes.append(f"{len(passed)} files are not images and were ignored, such as "
-                     f"{os.fsdecode(passed[0])}")  # fmt: skip
+    if ignored := [*train.ignored, *test.ignored]:
+        notes.append(f"{len(ignored)} files are not images and were ignored, such as "
+                     f"{os.fsdecode(ignored[0])}")  # fmt: skip
     if empty := train.sizes.count(0) + test.sizes.count(0):
         notes.append(f"{empty} files are empty: each counts as a bad image when it is read")
     if test_classes:
@@ -161,19 +161,19 @@ def _find(
 
     listing = train.listing()
     if root / "train.txt" in lists:
-        classes, places, labels = _ordered_as_listed(root / "train.txt", train, classes)
-        if len(places) < len(train.names):
-            left = len(train.names) - len(places)
+        classes, indices, labels = _ordered_as_listed(root / "train.txt", train, classes)
+        if len(indices) < len(train.names):
+            left = len(train.names) - len(indices)
             notes.append(f"images ignored, as they are not in {root / 'train.txt'}: {left}")
-        listing = train.listing(places, labels)
-    places, labels = _read_list(root / "val.txt", test, len(classes))
+        listing = train.listing(indices, labels)
+    indices, labels = _read_list(root / "val.txt", test, len(classes))
     lacking = sorted(set(range(len(classes))) - set(labels.tolist()))
     if lacking:
         raise UserError(
             f"{root / 'val.txt'}: names no image of {some([classes[k] for k in lacking])} "
             f"(label {lacking[0]}): every class needs images in both lists"
         )
-    return classes, listing, test.listing(places, labels), notes
+    return classes, listing, test.listing(indices, labels), notes
 
 
 def _scan(
@@ -186,9 +186,9 @@ def _scan(
     files = _Files(folder)
     done = total - max(len(classes), 1) if before else 0
     for label, name in enumerate(classes or [""]):
-        found = len(files.names)
+        count = len(files.names)
         files.add(name, label)
-        if len(files.names) == found:
+        if len(files.names) == count:
             raise UserError(f"{folder / name}: holds no images (.JPEG, .jpg or .png): add some")
         if progress is not None:
             listed, done = before + len(files.names), done + 1
@@ -199,9 +199,9 @@ def _scan(
 def _ordered_as_listed(
     file: Path, train: _Files, folders: Sequence[str]
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Class names by label in train.txt, places of its images, and their labels."""
-    places, labels = _read_list(file, train, len(folders))
-    pairs = np.unique(np.stack([labels, np.array(train.labels)[places]]), axis=1)
+    """Class names by label in train.txt, indices of its images, and their labels."""
+    indices, labels = _read_list(file, train, len(folders))
+    pairs = np.unique(np.stack([labels, np.array(train.labels)[indices]]), axis=1)
     for here, what in ((pairs[0], "label"), (pairs[1], "class")):
         values, counts = np.unique(here, return_counts=True)
         if (counts > 1).any():
@@ -218,35 +218,35 @@ def _ordered_as_listed(
             f"{file}: names no image of {some(missing)}: add some, or remove the folder from "
             f"{train.folder}"
         )
-    return [folders[k] for k in pairs[1]], places, labels
+    return [folders[k] for k in pairs[1]], indices, labels
 
 
 def _read_list(file: Path, files: _Files, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Places in `files` of the images named in one of Caffe's lists, and their labels."""
-    where = {name: place for place, name in enumerate(files.names)}
-    places, labels = array("q"), array("q")
+    index_of = {name: index for index, name in enumerate(files.names)}
+    indices, labels = array("q"), array("q")
     taken = bytearray(len(files.names))
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             name, label = _entry(f"{file}: line {number}", line, classes)
-            place = where.get(name)
-            if place is None:
+            index = index_of.get(name)
+            if index is None:
                 raise UserError(
                     f"{file}: line {number} names {os.fsdecode(name)}, which is not in "
                     f"{files.folder}: add the image, or remove the line"
                 )
-            if taken[place]:
+            if taken[index]:
                 raise UserError(
                     f"{file}: line {number} names {os.fsdecode(name)} again: remove one line"
                 )
-            taken[place] = 1
-            places.append(place)
+            taken[index] = 1
+            indices.append(index)
             labels.append(label)
-    if not places:
+    if not indices:
         raise UserError(f"{file}: is empty: it must have a line `name label` for each image")
-    return np.array(places, dtype=np.int64), np.array(labels, dtype=np.int64)
+    return np.array(indices, dtype=np.int64), np.array(labels, dtype=np.int64)
 
 
 def _entry(where: str, line: bytes, classes: int) -> tuple[bytes, int]:

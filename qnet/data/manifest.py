@@ -58,9 +58,9 @@ class Listing:
         return os.path.join(self.root, os.fsdecode(self.paths[index]))  # noqa: PTH118 - a hot loop
 
     def take(self, indices: Tensor) -> Listing:
-        """The images at these places, int64 [n]."""
-        places = indices.numpy()
-        return Listing(self.root, self.paths[places], self.labels[indices], self.sizes[places])
+        """The images at these indices, int64 [n]."""
+        rows = indices.numpy()
+        return Listing(self.root, self.paths[rows], self.labels[indices], self.sizes[rows])
 
     def checksum(self) -> str:
         """SHA-256 of names, labels and sizes; not of the images themselves."""

@@ -38,7 +38,7 @@ def open_batches(
         device: where the batches are needed.
         augment: for training images.
         shard: share of this process, if there are several.
-        chosen: places of the images to use, int64 [n]; None: all.
+        chosen: indices of the images to use, int64 [n]; None: all.
         workers, bad_images, warn: as in `StreamedBatches`; unused for images in memory.
 
     Raises:

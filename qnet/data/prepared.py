@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qnet.data.dataset import DatasetInfo, Split
 from qnet.errors import UserError
-from qnet.memory import is_of_machine
+from qnet.machine_errors import is_machine_failure
 
 SPLITS = ("train", "validation", "test")
 _INFO_FILE = "dataset.json"
@@ -139,7 +139,7 @@ def load_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.n
     except FileNotFoundError as error:
         raise UserError(f"{path}: is missing: {PREPARE}") from error
     except Exception as error:  # NumPy raises a dozen kinds for damaged files
-        if is_of_machine(error):
+        if is_machine_failure(error):
             raise
         raise UserError(f"{path}: truncated or not an array file: {PREPARE}") from error
     if not isinstance(array, np.ndarray):  # an .npz archive

@@ -97,8 +97,8 @@ def load_mnist(
 
 def _mnist_files(folder: Path) -> list[Path] | None:
     """The four files in a folder, if they are all there."""
-    found = [path for name in _MNIST_FILES if (path := find_idx(folder, name)) is not None]
-    return found if len(found) == len(_MNIST_FILES) else None
+    files = [path for name in _MNIST_FILES if (path := find_idx(folder, name)) is not None]
+    return files if len(files) == len(_MNIST_FILES) else None
 
 
 def _read_pair(images_file: Path, labels_file: Path) -> tuple[np.ndarray, np.ndarray]:

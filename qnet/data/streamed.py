@@ -29,10 +29,10 @@ from qnet.data.pixels import eight_bits
 from qnet.data.raw import Warn, to_stderr
 from qnet.data.workers import FEWER_WORKERS, ignore_interrupt, make_room, why_lost
 from qnet.errors import UserError, one_line
-from qnet.memory import is_of_machine
+from qnet.machine_errors import is_machine_failure
 
-Order = tuple[list[int], list[int] | None]  # places of the images, and a seed for each
-Bad = tuple[int, str]  # place of an image, and why it cannot be read
+Order = tuple[list[int], list[int] | None]  # indices of the images, and a seed for each
+Bad = tuple[int, str]  # index of an image, and why it cannot be read
 Decoded = tuple[Tensor, Tensor, list[Bad]]  # uint8 [B, S, S, 3], int64 [B]
 
 
@@ -112,9 +112,9 @@ class StreamedBatches:
 
     def ordered(self) -> Iterator[Batch]:
         """All images once, in order, not augmented; batches may be short."""
-        places = list(range(len(self._listing)))[self.shard.slice_of(0, len(self._listing))]
-        starts = range(0, len(places), self.batch_size)
-        return self._stream([(places[start : start + self.batch_size], None) for start in starts])
+        indices = list(range(len(self._listing)))[self.shard.slice_of(0, len(self._listing))]
+        starts = range(0, len(indices), self.batch_size)
+        return self._stream([(indices[start : start + self.batch_size], None) for start in starts])
 
     def _stream(self, orders: list[Order]) -> Iterator[Batch]:
         self.waited = 0.0
@@ -135,11 +135,11 @@ class StreamedBatches:
             yield batch
 
     def _count(self, bad: Iterable[Bad]) -> None:
-        for place, reason in bad:
-            if place in self._bad:
+        for index, reason in bad:
+            if index in self._bad:
                 continue
-            self._bad.add(place)
-            path = self._listing.path(place)
+            self._bad.add(index)
+            path = self._listing.path(index)
             if len(self._bad) > self._allowed:
                 raise UserError(
                     f"data.bad_images is {self._allowed}, and this is number {len(self._bad)}: "
@@ -168,15 +168,15 @@ class _Pictures(Dataset[Decoded]):
             warnings.simplefilter("ignore")  # about odd but harmless metadata
             return self._batch(*order)
 
-    def _batch(self, places: list[int], seeds: list[int] | None) -> Decoded:
+    def _batch(self, indices: list[int], seeds: list[int] | None) -> Decoded:
         images, labels, bad = [], [], []
-        for number, place in enumerate(places):
+        for number, index in enumerate(indices):
             for following in range(self.attempts if seeds is not None else 1):
-                chosen = (place + following) % len(self.listing)
+                chosen = (index + following) % len(self.listing)
                 try:
                     image = self._decode(chosen, None if seeds is None else seeds[number])
                 except Exception as error:  # PIL raises a dozen kinds for damaged files
-                    if is_of_machine(error):
+                    if is_machine_failure(error):
                         raise
                     bad.append((chosen, one_line(error)))
                     continue
@@ -187,9 +187,9 @@ class _Pictures(Dataset[Decoded]):
             return torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), bad
         return torch.from_numpy(np.stack(images)), torch.tensor(labels), bad
 
-    def _decode(self, place: int, seed: int | None) -> np.ndarray:
+    def _decode(self, index: int, seed: int | None) -> np.ndarray:
         """Decode one image, uint8 [S, S, 3]."""
-        with Image.open(self.listing.path(place)) as image:
+        with Image.open(self.listing.path(index)) as image:
             picture = eight_bits(image).convert("RGB")
         if seed is None:
             return np.asarray(self.evaluation(picture))

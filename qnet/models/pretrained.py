@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qnet.errors import UserError, one_line
 from qnet.files import check_readable
-from qnet.memory import is_out_of_memory
+from qnet.machine_errors import is_out_of_memory
 from qnet.models.resnet import STAGES
 from qnet.states import State, load_state, misfit, read_tensors
 

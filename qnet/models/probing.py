@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qnet.errors import UserError, one_line
-from qnet.memory import is_out_of_memory
+from qnet.machine_errors import is_out_of_memory
 from qnet.modes import modes_kept
 
 
@@ -18,8 +18,10 @@ def computes_alike(model: nn.Module, other: nn.Module, channels: int, size: int)
     """
     device = next((tensor.device for tensor in _state(model).values()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, channels, size, size, generator=generator).to(device, _type(model))
-    found = []
+    images = torch.randn(2, channels, size, size, generator=generator).to(
+        device, _input_dtype(model)
+    )
+    outputs = []
     with modes_kept(model):
         for network in (model.eval(), other.to(device).eval()):
             with (
@@ -27,8 +29,8 @@ def computes_alike(model: nn.Module, other: nn.Module, channels: int, size: int)
                 torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
             ):
                 torch.manual_seed(0)  # for networks that draw random numbers even in eval mode
-                found.append(network(images).float())
-    mine, theirs = found
+                outputs.append(network(images).float())
+    mine, theirs = outputs
     # Off the CPU the order of a sum may vary, which may push a value across a threshold.
     near = (1e-3 if device.type == "cpu" else 5e-2) * float(mine.abs().nan_to_num(0).max())
     return torch.allclose(mine, theirs, rtol=0, atol=near, equal_nan=True)
@@ -84,7 +86,7 @@ def _logits(model: nn.Module, shape: tuple[int, ...]) -> object:
     except Exception:
         # Perhaps the meta device only lacks an operation: a real computation decides.
         state = {key: value.clone() for key, value in _state(model).items()}
-        images = torch.zeros(shape, dtype=_type(model))
+        images = torch.zeros(shape, dtype=_input_dtype(model))
         return torch.func.functional_call(model, state, images, tie_weights=False)
 
 
@@ -92,7 +94,7 @@ def _run_on_meta(model: nn.Module, shape: tuple[int, ...]) -> object:
     """Propagate shapes without computing, in milliseconds even for a thousand layers."""
     state = {key: torch.empty_like(value, device="meta") for key, value in _state(model).items()}
     # tie_weights would leave a module that has two names on the meta device.
-    images = torch.empty(shape, dtype=_type(model), device="meta")
+    images = torch.empty(shape, dtype=_input_dtype(model), device="meta")
     return torch.func.functional_call(model, state, images, tie_weights=False)
 
 
@@ -100,7 +102,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _type(model: nn.Module) -> torch.dtype:
+def _input_dtype(model: nn.Module) -> torch.dtype:
     """Type of its input images: that of its first floating-point parameter."""
     types = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     return next(types, torch.get_default_dtype())
