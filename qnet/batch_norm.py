@@ -28,7 +28,7 @@ from qnet.errors import UserError
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:
-    """Have all batch norm of `model` look at the images of all processes while training.
+    """Make every batch norm in `model` use statistics over all processes' images during training.
 
     A module stays the same object, with its name and parameters; only its class changes.
     `nn.SyncBatchNorm` stays as it is.
@@ -57,14 +57,15 @@ def is_plain(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def measure_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Have batch norm's mean and variance be the averages over `batches`; all else stays, and so
-    does batch norm that is not called.
+    """Set batch norm's mean and variance to their averages over `batches`; nothing else changes.
 
-    While training they are running averages over the last few batches, of weights that still move
-    and of activations rounded to bfloat16. (Ioffe and Szegedy, 2015, algorithm 2, steps 8 to 12.)
+    Batch norm that is not called keeps what it has.
+
+    During training they are running averages over the last few batches, of weights that still move
+    and activations rounded to bfloat16. (Ioffe and Szegedy, 2015, algorithm 2, steps 8 to 12.)
 
     Args:
-        model: left in eval mode, in which all of it but batch norm sees the batches.
+        model: left in eval mode, in which all of it but batch norm also sees the batches.
         batches: what the model is called with, one after another; at least one.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -132,8 +133,8 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var, n = ctx.saved_tensors
-        # w g / sqrt(var + eps), and of this process Σ g x̂ and Σ g, the gradients of w and b, which
-        # are summed later with all others.
+        # w g / sqrt(var + eps), and this process's Σ g x̂ and Σ g: the gradients of w and b, which
+        # are summed over the processes later, with all others.
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
@@ -145,7 +146,7 @@ class _Normalise(torch.autograd.Function):
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance [C] of each channel over all processes, and values to a channel [1].
+    """Mean and variance [C] of each channel over all processes, and values per channel [1].
 
     In float64, in which the difference of two sums of [C] numbers loses nothing.
     """
@@ -153,7 +154,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     one, zero = x.new_ones(x.shape[1], dtype=dtype), x.new_zeros(x.shape[1], dtype=dtype)
     _, mean, inverse = torch.native_batch_norm(x, one, zero, None, None, True, 0.0, 0.0)
     mean, inverse = mean.double(), inverse.double()
-    var = inverse.pow(-2).where(inverse > 0, 0.0)  # 0 is what some give where all are alike
+    var = inverse.pow(-2).where(inverse > 0, 0.0)  # some kernels give 0 if all values are equal
     count = x.numel() // x.shape[1]
     sums = torch.cat([mean, var + mean.square(), mean.new_ones(1)]) * count
     dist.all_reduce(sums)

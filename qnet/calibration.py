@@ -1,4 +1,4 @@
-"""What the activations of a network look like: one histogram for each place to quantize."""
+"""Histograms of a network's activations, one for each place to quantize."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qnet.modes import modes_kept
 def activation_histograms(
     model: nn.Module, sites: Sequence[str], batches: Iterable[Tensor]
 ) -> dict[str, Histogram]:
-    """Histograms of the values at `sites` while `model`, in eval mode meanwhile, sees `batches`.
+    """Histograms of the values at `sites` while `model`, in eval mode, sees `batches`.
 
     Memory does not grow with the number of images.
 
@@ -31,8 +31,8 @@ def activation_histograms(
         batches: what the model is called with, one after another.
 
     Raises:
-        UserError: a site is no module, or is never called, for example because another module uses
-            its weight; a batch is no tensor; or there are no images.
+        UserError: a site is not a module, or is never called, for example because another module
+            uses its weight; a batch is not a tensor; or there are no images.
     """
     histograms = {site: Histogram(f"activations at {site}") for site in sites}
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -64,10 +64,9 @@ def activation_histograms(
 
 @torch.no_grad()
 def check_called(model: nn.Module, sites: Sequence[str], images: Tensor) -> None:
-    """Have `model`, in eval mode, see `images`, and refuse sites that it does not call.
+    """Raise a `UserError` if `model`, in eval mode, does not call all `sites` for `images`.
 
-    Raises:
-        UserError: there are any; it names the parameter to change.
+    The message names the parameter to change.
     """
     unused = set(sites)
     with _watched(model, sites, lambda site, values: unused.discard(site)):

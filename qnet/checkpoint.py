@@ -1,6 +1,6 @@
 """A network in one file that describes itself: safetensors, with one JSON metadata entry.
 
-The entry says all that is needed to build the network again (architecture, classes,
+The entry holds all that is needed to build the network again (architecture, classes,
 preprocessing, level sets, where they act), so nothing is ever unpickled.
 """
 
@@ -34,7 +34,7 @@ KEY = "qnet"
 class Checkpoint:
     """A network in eval mode, its architecture's name and the data it was trained on.
 
-    `packed` is whether it was read from a packed file, so that quantized weights are their levels.
+    `packed`: it was read from a packed file, so its quantized weights are bare levels.
     """
 
     model: nn.Module
@@ -50,17 +50,17 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, packed: bool = 
         path: the file.
         checkpoint: the network.
         packed: write what is deployed (`qnet.packing`), which computes the same but cannot be
-            trained further, for the weights that quantization began with are not in it.
+            trained further, because the weights before quantization are not in it.
 
     Raises:
-        UserError: the file cannot be written, or not be read again, for the network is not one that
-            `architecture` names, with quantizers of `insert_quantizers`, or `dataset` is not as it
-            should be; or it cannot be packed.
+        UserError: the file cannot be written; it could not be read again, because the network is
+            not the one that `architecture` names, with quantizers of `insert_quantizers`, or
+            `dataset` is not valid; or the network cannot be packed.
     """
     if not isinstance(checkpoint, Checkpoint):
         raise UserError(
             f"save_checkpoint: got a {type(checkpoint).__name__}; give a qnet.Checkpoint, which "
-            "says what the network is, too"
+            "also says what the network is"
         )
     if checkpoint.packed and not packed:
         raise UserError(
@@ -100,7 +100,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What the file says of the network, and its tensors."""
+    """The description of the network in the file, and its tensors."""
     if not path.exists():
         raise UserError(f"{path} does not exist; train the network first, or fix the path")
     if path.is_dir():
@@ -109,14 +109,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors, metadata = read_tensors(path)
     except ValueError as error:
         raise UserError(
-            f"{path} is no checkpoint, or not a whole one ({error}); give a .safetensors file that "
-            "qnet wrote, or write this one again"
+            f"{path} is not a checkpoint, or not a complete one ({error}); give a .safetensors "
+            "file that qnet wrote, or write this one again"
         ) from None
     return _description(path, metadata), tensors
 
 
 def _rebuilt(path: Path, description: dict[str, Any]) -> Checkpoint:
-    """The network that is described, with its quantizers, before its tensors are loaded."""
+    """The described network, with its quantizers, before its tensors are loaded."""
     try:
         dataset = DatasetInfo.from_dict(description["dataset"])
         architecture = description["architecture"]
@@ -178,9 +178,9 @@ def check_rebuilt(path: str | Path, checkpoint: Checkpoint) -> None:
     """
     model, architecture = checkpoint.model, checkpoint.architecture
     described = _described(model)
-    itself = "give the network itself, not compiled, averaged or else wrapped"
+    itself = "give the network itself, not compiled, averaged or otherwise wrapped"
     try:
-        with torch.random.fork_rng(devices=[]):  # a new network draws weights
+        with torch.random.fork_rng(devices=[]):  # a new network draws random weights
             again = _build(architecture, checkpoint.dataset)
         _quantize(again, described)
     except UserError as error:
@@ -232,7 +232,7 @@ def _build(architecture: str, dataset: DatasetInfo) -> nn.Module:
 
 
 def _quantize(model: nn.Module, described: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put in quantizers as they were `described` where they were; values are yet to be loaded."""
+    """Insert quantizers as `described`; their values are yet to be loaded."""
     inserted: dict[str, dict[str, Quantizer]] = {"weights": {}, "activations": {}}
     for name, description in described.items():
         layer, _, attribute = name.rpartition(".")

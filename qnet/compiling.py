@@ -39,8 +39,8 @@ def warn_slower(what: str, error: Exception) -> None:
     Call it where `error` is caught.
 
     Raises:
-        UserError, MemoryError, RuntimeError: `error` itself, where it is a user's mistake or memory
-            that ran out: computing uncompiled would hide the one and fail at the other.
+        UserError, MemoryError, RuntimeError: `error` itself, if it is a user's mistake or memory
+            ran out: computing uncompiled would hide the former and repeat the latter.
     """
     if isinstance(error, UserError) or is_out_of_memory(error):
         raise error

@@ -1,4 +1,4 @@
-"""What one process among several needs: its place, sums over all, gradients of the whole batch.
+"""What one process among several needs: its rank, sums over all, gradients of the whole batch.
 
 The processes train one network, each on its part of every batch, and end up with the same weights
 as one process would. A process that never calls `join` is alone, and nothing here does anything.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def join(device: str) -> None:
-    """Join the process group of those that torchrun has started.
+    """Join the group of the processes that torchrun has started.
 
     Args:
         device: `runtime.device`; for `cpu`, CUDA is left alone.
@@ -53,7 +53,7 @@ def local_rank() -> int:
 
 
 def local_world_size() -> int:
-    """How many of the processes share this machine."""
+    """How many of the processes run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if _joined() else 1
 
 
@@ -77,12 +77,12 @@ def broadcast_state(model: nn.Module) -> None:
 
 
 def backward(loss: Tensor, share: float, parameters: Iterable[Tensor]) -> None:
-    """Have each of `parameters` get the gradient of the mean over the whole batch.
+    """Give each of `parameters` the gradient of the mean over the whole batch.
 
     Args:
         loss: the mean over this process's part of the batch, [].
-        share: that part, of 1.
-        parameters: the same in all processes. Those without a gradient go on without.
+        share: that part as a share of the whole batch.
+        parameters: the same in all processes. Those without a gradient stay without.
     """
     if world_size() == 1:
         loss.backward()

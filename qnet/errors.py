@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can fix."""
+"""The one exception for mistakes that a user can fix, and phrases for its messages."""
 
 from __future__ import annotations
 

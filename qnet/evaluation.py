@@ -1,4 +1,4 @@
-"""How good a network is: loss, top-1 and top-5, and which class is taken for which."""
+"""How good a network is: loss, top-1 and top-5, and which classes it confuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Scores:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         exact = torch.float32 if torch.device(device).type == "mps" else torch.float64
-        self.sums = torch.zeros(4, dtype=exact, device=device)  # of images too
+        # Loss, top-1, top-5, and the number of images.
+        self.sums = torch.zeros(4, dtype=exact, device=device)
 
     def clear(self) -> None:
         """Begin again."""
@@ -31,7 +32,8 @@ class Scores:
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Count one batch: `logits` [B, classes], `labels` [B], mean `loss` of the batch []."""
-        order = logits.argsort(dim=1, descending=True, stable=True)  # of equals the first: argmax
+        # Stable: of equal logits the first counts, as in argmax.
+        order = logits.argsort(dim=1, descending=True, stable=True)
         best = order[:, :5] == labels[:, None]
         count = torch.full_like(self.sums[0], len(labels))
         batch = loss.detach() * count, best[:, 0].sum(), best.sum(), count
@@ -72,17 +74,17 @@ def evaluate_classes(
     runtime: Runtime,
     progress: BatchProgress = lambda batches: batches,
 ) -> tuple[dict[str, float], Tensor, Tensor]:
-    """What `evaluate` gives, and what `model` takes each image for.
+    """What `evaluate` gives, and the class that `model` gives each image.
 
     Args:
         model: the network; left in eval mode.
         batches: the images.
         runtime: the device and its arithmetic.
-        progress: wraps the batches: where a bar can be drawn.
+        progress: wraps the batches, to draw a progress bar.
 
     Returns:
-        The scores, and two int64 [N] on the processor: the class of each image and the one that
-        the network gives it; with several processes, of the images of this one.
+        The scores, and two int64 [N] on the CPU: the class of each image, and the one that the
+        network gives it; with several processes, those of this process's images.
 
     Raises:
         UserError: none of the images could be read.

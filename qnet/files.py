@@ -13,11 +13,11 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all, making its folder where needed.
 
     A crash at any moment leaves the old file or the new one, never half of one. A link stays, and
-    what it points to is written, but where that may only be read, as in DVC's cache, a file takes
-    the place of the link; a pipe or a device is written to as it is.
+    its target is written; if that is read-only, as in DVC's cache, a file replaces the link. A pipe
+    or a device is written to directly.
 
     Raises:
-        UserError: the disk is full, the folder cannot be written, or `path` is one.
+        UserError: the disk is full, the folder cannot be written to, or `path` is a folder.
     """
     path = Path(path)
     try:
@@ -26,7 +26,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(content)
         else:
-            _replace(path if _only_read(path) else path.resolve(), content)
+            _replace(path if _is_read_only(path) else path.resolve(), content)
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
@@ -35,8 +35,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         ) from error
 
 
-def _only_read(path: Path) -> bool:
-    """Whether nobody may write the file at `path`."""
+def _is_read_only(path: Path) -> bool:
+    """Whether nobody may write to the file at `path`."""
     return path.exists() and not path.stat().st_mode & 0o222
 
 
@@ -55,10 +55,10 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of `path` and check that a file can go there, before the work it will hold.
+    """Make the folder of `path` and check that a file can be written there, before a long run.
 
     Raises:
-        UserError: the folder cannot be made or written, or `path` is itself a folder.
+        UserError: the folder cannot be made or written to, or `path` is itself a folder.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the name of a file")
@@ -66,10 +66,10 @@ def check_writable(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, where there is none.
+    """Make a folder, and those above it, if it does not exist.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: it cannot be made or written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -78,13 +78,13 @@ def make_folder(path: Path) -> None:
         reason = error.strerror or str(error)
     if reason:
         raise UserError(
-            f"{path} is no folder that can be written to ({reason}); remove what has its name, or "
-            "change its permissions"
+            f"{path} is not a writable folder ({reason}); remove the file of that name, or change "
+            "its permissions"
         )
 
 
 def check_readable(path: Path) -> None:
-    """Raise the system's own OSError where `path` cannot be read: safetensors calls it missing."""
+    """Raise the system's own OSError if `path` cannot be read: safetensors calls it missing."""
     with path.open("rb"):
         pass
 

@@ -1,8 +1,8 @@
 """The quantizer in one pass over memory each way: kernels that torch.compile makes.
 
-The same functions as in `qnet.staircase`, for large tensors with one alpha and one beta. Here:
-making and calling them; what they do is chosen by `qnet.plans`, and the arithmetic is
-`qnet.kernels`.
+The same functions as in `qnet.staircase`, for large tensors with one alpha and one beta. This
+module makes and calls the kernels; `qnet.plans` chooses how they compute, and `qnet.kernels` is
+their arithmetic.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ _enabled = False
 
 
 def use_compiled(on: bool) -> None:
-    """Whether large tensors take the compiled path, in this process; off unless turned on."""
+    """Turn the compiled path of large tensors on or off, in this process; it starts off."""
     global _enabled
     _enabled = on
 
@@ -106,8 +106,8 @@ def uses_compiled() -> bool:
 
 
 def applies(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
-    """Whether the compiled path serves these tensors and, outside a network that is being compiled
-    as a whole, is turned on and worth it."""
+    """Whether the compiled path can take these tensors and, unless a whole network is being
+    compiled, is turned on and worth it."""
     if torch.compiler.is_compiling():  # reading a size here would make it a constant
         return x.dtype != torch.float64
     return (
@@ -122,7 +122,7 @@ def applies(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
 def _planned(
     stairs: Stairs, temperature: WindowTemperature | None, device: torch.device
 ) -> tuple[Plan, Numbers] | None:
-    """The plan, and its numbers in a tensor [n] on the device, kept but for a T that may change.
+    """The plan, and its numbers in a tensor [n] on the device; kept, except a T that may change.
 
     So one set of exponentials serves a staircase and a window of the same temperature.
     """
@@ -144,7 +144,7 @@ def _tensor(numbers: Sequence[Tensor | float], device: torch.device) -> Tensor:
 
 
 def _filled(number: Tensor | float, device: torch.device) -> Tensor:
-    """A number that is copied to a device waits for it; one that is filled in there does not."""
+    """A tensor [1], filled in on the device: copying a number there would wait for it."""
     if isinstance(number, Tensor):
         return number.to(device, torch.float32).reshape(1)
     return torch.full((1,), number, dtype=torch.float32, device=device)
@@ -192,7 +192,7 @@ def _gradients(
     numbers: Numbers,
     window_numbers: Numbers,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of x, and of each value what it adds to those of alpha and beta."""
+    """The gradient of x, and what each value adds to those of alpha and beta."""
     steps, offset, soft, plan, window_plan, rectified = spec
     temperature = window_numbers[0]
     assert window_plan is not None
@@ -208,7 +208,8 @@ def _gradients(
 def _traced_gradients(
     x: Tensor, grad_y: Tensor, alpha: Tensor, beta: Tensor, spec: KernelSpec, *numbers: Numbers
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of x, alpha and beta; in a network that is being compiled, so of any alpha and beta."""
+    """The gradients of x, alpha and beta in a network that is being compiled, of any alpha and
+    beta."""
     shapes = alpha.shape, beta.shape
     in_order = alpha.numel() == beta.numel() == 1 and x.dim() == 4
     if in_order:  # a sum in another order than that of memory takes many times as long on a GPU
@@ -227,10 +228,10 @@ def _traced_gradients(
 def _compiled(function: Callable[..., tuple[Tensor, ...]], contract: bool = False) -> Kernel:
     """The function compiled, for any number of values but with its own constants built in.
 
-    PyTorch keeps what it compiled, and limits how much, by code object; a kernel has its own.
-    With `contract`, a b + c may be rounded once and not twice: quicker, but beta x - b could then
-    have another sign than the same computed uncompiled. On CUDA it always may: there a value that
-    is rounded onto a threshold can get the level on its other side.
+    PyTorch keeps what it compiled, and limits how much, per code object, so each kernel has its
+    own. With `contract`, a b + c may be rounded once instead of twice: quicker, but beta x - b
+    could then have another sign than uncompiled. On CUDA it always may: there a value that is
+    rounded onto a threshold can get the level on its other side.
     """
     assert isinstance(function, FunctionType)
     code, closure = function.__code__.replace(), function.__closure__
@@ -260,7 +261,7 @@ def _scalar(scale: Tensor) -> Tensor:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """The values of a dense tensor in the order of memory; a view, of any length to a kernel."""
+    """A view of a dense tensor's values in the order of memory; kernels take any length of it."""
     values = x.detach().as_strided((x.numel(),), (1,))
     torch._dynamo.mark_dynamic(values, 0)
     return values

@@ -1,7 +1,7 @@
 """A training step as one CUDA graph: recorded once, then replayed without the host.
 
-A step of a small network is hundreds of kernels of a few microseconds; to start them takes the host
-longer than to compute them takes the device. A graph starts all of them at once.
+A step of a small network is hundreds of kernels of a few microseconds each, which the host takes
+longer to start than the device to compute. A graph starts all of them at once.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class GraphedStep:
     """Calls `step(images, labels)` a few times, then records it and replays what was recorded.
 
     Args:
-        step: on one CUDA device. All that differs from one call to the next is in tensors that stay
-            where they are, its two arguments excepted, and nothing in it waits for the device. If
-            it cannot be recorded, a warning says so and it is called directly from then on.
+        step: runs on one CUDA device. Apart from its two arguments, all that differs between calls
+            is in tensors that stay where they are, and nothing in it waits for the device. If it
+            cannot be recorded, a warning says so and it is called directly from then on.
     """
 
     def __init__(self, step: Step) -> None:
@@ -40,7 +40,7 @@ class GraphedStep:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """Make the step on these images [N, C, H, W] and labels [N], as many each time."""
+        """Take the step on images [N, C, H, W] with labels [N]; N is the same each time."""
         if not self._works:
             self._step(images, labels)
             return
@@ -68,7 +68,7 @@ class GraphedStep:
         here.wait_stream(stream)
 
     def _record(self, images: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph | None:
-        """The step as a graph, not run yet; None if it cannot be."""
+        """The step as a graph, not run yet; None if it cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
         try:
             # Threads that load images may pin memory meanwhile.
@@ -86,5 +86,5 @@ class GraphedStep:
 
 
 def _cause(error: Exception) -> Exception:
-    """What went wrong while recording, not that the recording could then not be ended."""
+    """The error that broke the recording, not the one that it then could not be ended."""
     return error.__context__ if isinstance(error.__context__, Exception) else error

@@ -61,8 +61,9 @@ class Histogram:
         return int(self._counts.sum())
 
     def update(self, values: Tensor | np.ndarray) -> None:
-        """Add a batch of values of any shape and device, binned there, as float32: floating, signed
-        whole numbers, or uint8.
+        """Add a batch of values of any shape: floating-point, signed integers or uint8.
+
+        They are binned as float32, on their device.
 
         Raises:
             UserError: a value is NaN, infinite or beyond float32; the histogram is then unchanged.
@@ -71,7 +72,7 @@ class Histogram:
         if flat.numel() == 0:
             return
         low, high = (float(extreme) for extreme in torch.aminmax(flat))
-        if not -_FLOAT32_MAX <= low <= high <= _FLOAT32_MAX:  # so for NaN, which aminmax keeps
+        if not -_FLOAT32_MAX <= low <= high <= _FLOAT32_MAX:  # also for NaN, which aminmax keeps
             raise UserError(
                 f"{self.name}: values from {low:g} to {high:g}; only finite numbers in the range "
                 "of float32 can be clustered; check that training has not diverged"
@@ -147,7 +148,7 @@ class Histogram:
 
 
 def condense(points: np.ndarray, weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Merge neighbours into at most `count` points, their means, at little squared distance.
+    """Merge neighbours into at most `count` points, their means, with little squared error.
 
     Args:
         points: increasing [N].
@@ -185,5 +186,5 @@ def _ceil(values: Tensor, dtype: torch.dtype) -> Tensor:
 def _as_tensor(values: Tensor | np.ndarray) -> Tensor:
     if isinstance(values, Tensor):
         return values
-    # torch wants memory it may write to, without negative strides
+    # torch needs memory it may write to, without negative strides
     return torch.from_numpy(np.require(values, requirements=["C", "W"]))

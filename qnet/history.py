@@ -1,27 +1,27 @@
-"""The epochs of a training run, and which of them is kept."""
+"""Metrics of each epoch, and the epoch that is kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 Row = dict[str, float]
-"""What was measured in an epoch, by name."""
+"""The metrics of an epoch, by name."""
 
 
 @dataclass
 class History:
-    """What came of a training run."""
+    """The metrics of a training run so far."""
 
     rows: list[Row] = field(default_factory=list)  # one per epoch
     best_epoch: int = 0  # counted from 1; 0: the network as it was given
 
     def add(self, row: Row, select_on: str) -> bool:
-        """Add an epoch; whether it is the one to keep so far.
+        """Add an epoch; return whether it is the one to keep so far.
 
         Args:
             row: with `<select_on>_top1` and `<select_on>_loss`.
-            select_on: of epochs the highest top-1 there counts, of equal ones the lowest loss, of
-                equal ones the first; "last": the newest.
+            select_on: where the highest top-1 is looked for; among equal ones the lowest loss
+                decides, then the first epoch. "last": the newest epoch is kept.
         """
         self.rows.append(row)
         newest = len(self.rows)
@@ -40,5 +40,5 @@ class History:
 
 
 def is_due(epoch: int, every: int, epochs: int) -> bool:
-    """Whether `epoch`, counted from 1, is one of every so many, or the last of `epochs`."""
+    """Whether `epoch`, counted from 1, is a multiple of `every` or the last of `epochs`."""
     return epoch % every == 0 or epoch == epochs

@@ -24,7 +24,7 @@ from qnet.layers import (
 )
 from qnet.quantizer import Quantizer
 
-# Exactly these classes: a subclass may use its weight in a way of its own.
+# Exactly these classes: a subclass may use its weight in its own way.
 _QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: QuantizedConv2d,
     nn.Linear: QuantizedLinear,
@@ -47,11 +47,11 @@ def insert_quantizers(
 ) -> nn.Module:
     """Put quantizers into the layers of `model`, in place.
 
-    Before it is compiled, wrapped (as for several processes) or given to an optimizer, which would
-    not know of alpha and beta; and after its weights are loaded, which alpha and beta fit. May be
-    called again for other places. Parameters keep their identity and names. Each quantizer
-    takes the device and the mode (train or eval) of its layer. A module that is used several times,
-    or has several names, has one quantizer for all its uses.
+    Call it after loading the weights, which alpha and beta fit, and before compiling or wrapping
+    the model (as for several processes) or giving it to an optimizer, which would not know of alpha
+    and beta. It may be called again for other places. Parameters keep their identity and names.
+    Each quantizer takes the device and the mode (train or eval) of its layer. A module that is used
+    several times, or has several names, has one quantizer for all its uses.
 
     Args:
         model: any module.
@@ -63,9 +63,9 @@ def insert_quantizers(
         `model`.
 
     Raises:
-        UserError: a name is not that of such a layer, there is a quantizer already, one is given
-            twice, or it is none; or the layer has a forward of its own, which would not call it.
-            The model is then unchanged.
+        UserError: a name is not that of such a layer, the layer has a quantizer already or a
+            forward of its own, which would not call it, or what is given is not a `Quantizer` or
+            is given twice. The model is then unchanged.
     """
     places = _places(model, {"weights": weights, "activations": activations})
     first = next((parameter.device for parameter in model.parameters()), None)

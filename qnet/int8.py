@@ -1,6 +1,6 @@
-"""A network for inference whose quantized layers add 8-bit integers, by oneDNN on a processor.
+"""A network for inference whose quantized layers add 8-bit integers, by oneDNN on a CPU.
 
-A level of up to 8 bits fits a byte, and processors multiply and add bytes faster than float32. The
+A level of up to 8 bits fits a byte, and CPUs multiply and add bytes faster than float32. The
 sums are the same whole numbers that a quantized layer adds in eval mode, so its outputs are the
 same to the last bit, in float32; other types round sums before they are scaled.
 """
@@ -22,15 +22,15 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def to_int8(model: nn.Module) -> nn.Module:
-    """A copy of `model` for inference on a processor, in which quantized layers add integers.
+    """A copy of `model` for inference on a CPU, in which quantized layers add integers.
 
     These are layers whose input and weight are both quantized, with one alpha each and levels of
-    up to 8 bits, of one of them up to 7, whose sums cannot exceed 2^24, which float32 holds, and
-    whose padding is zeros, given as numbers; the others stay as they are. Made for processors with
-    VNNI; `torch.compile` then joins what lies between the layers.
+    up to 8 bits, of one of them up to 7, whose sums cannot exceed 2^24, up to which float32 holds
+    integers exactly, and whose padding is zeros, given as numbers; the others stay as they are.
+    Made for CPUs with VNNI; `torch.compile` then fuses what lies between the layers.
 
     Args:
-        model: a network as `qnet.load_model` gives it, on the processor; it is not changed.
+        model: a network as `qnet.load_model` gives it, on the CPU; it is not changed.
 
     Returns:
         The copy, in eval mode and channels-last. It takes batches, [N, ...]. It can be copied and
@@ -102,7 +102,7 @@ class _Int8Layer(QuantizedLayer):
         return self._scaled(sums, self.input_quantizer, self.weight_quantizer).to(input.dtype)
 
     def train(self: Module, mode: bool = True) -> Module:
-        """As every module, but there is only eval mode.
+        """Like any module's, but there is only eval mode.
 
         Raises:
             UserError: mode is True.
@@ -159,7 +159,7 @@ class _Int8Linear(_Int8Layer, QuantizedLinear):
 def _linear_sums(
     codes: Tensor, zero_point: int, packed: Tensor, ones: Tensor, zeros: Tensor
 ) -> Tensor:
-    """An operator of our own, for `torch.compile` takes oneDNN's only with a constant weight."""
+    """A custom operator, because `torch.compile` accepts oneDNN's only with a constant weight."""
     return torch.ops.onednn.qlinear_pointwise(
         codes, 1.0, zero_point, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
@@ -190,7 +190,7 @@ def _fits(layer: nn.Module) -> TypeGuard[QuantizedLayer]:
     if layer.weight.numel() == 0:  # oneDNN divides by its sizes
         return False
     span, size = sum(inputs.level_set.steps), weights.level_set.max_abs
-    # Without VNNI a processor adds two products in 16 bits.
+    # Without VNNI a CPU adds two products in 16 bits.
     if not (span < 2**8 and size < 2**7 and 2 * span * size < 2**15):
         return False
     largest = weights.integers(layer.weight).flatten(1).int().abs().sum(1).max()

@@ -1,6 +1,6 @@
 """The arithmetic of the staircase for kernels that compute it in one pass: as little as possible.
 
-On a processor arithmetic takes the time, not memory. So all levels share the exponential of their
+On a CPU arithmetic takes the time, not memory. So all levels share the exponential of their
 value: with z = T (u - c) for a c close to u,
 
     exp(-z_i) = exp(-T (u - b_i)) = exp(-z) exp(T (b_i - c)),
@@ -28,7 +28,7 @@ _NOTHING = 128.0  # exp of minus this is 0
 
 
 Numbers = Tensor | Sequence[Tensor | float]
-"""T and what a plan needs besides: a tensor [n], or one by one where a network is compiled."""
+"""T and what else a plan needs: a tensor [n], or one by one where a network is compiled."""
 
 
 class Plan(NamedTuple):
@@ -51,8 +51,8 @@ def _terms(
 ) -> list[tuple[int, Tensor]]:
     """For each threshold s_i and 1 - σ_i.
 
-    Both σ_i and 1 - σ_i are exactly 0 or 1 far from the threshold: with tiny ones the layers
-    after would compute with denormal numbers, which is slow.
+    Both σ_i and 1 - σ_i are exactly 0 or 1 far from the threshold: with tiny values the following
+    layers would compute with denormal numbers, which is slow.
     """
     if plan.how == "each":
         temperature, *thresholds = numbers
@@ -64,7 +64,7 @@ def _terms(
 
 
 class _Symmetric(NamedTuple):
-    """What the value does among thresholds that lie symmetrically about a centre."""
+    """Where a value is among thresholds that lie symmetrically about a centre."""
 
     below: Tensor | float  # the height that is climbed before the first of them
     above: Tensor  # whether the value is above the centre
@@ -119,8 +119,8 @@ def _symmetric_window(at: _Symmetric) -> Tensor:
 def _exp(z: Tensor) -> Tensor:
     """exp(z / 64), a polynomial, to the power of 64: in a fused loop cheaper than torch.exp.
 
-    Right to 4e-6 for |z| up to 20 (`SPREAD`), where thresholds lie, to 4e-5 up to 28, where those
-    at the ends of "near" may; further out σ is 0 or 1 anyway.
+    Accurate to 4e-6 for |z| up to 20 (`SPREAD`), where thresholds lie, and to 4e-5 up to 28, where
+    the outer ones of "near" may lie; further out σ is 0 or 1 anyway.
     """
     z = z * (1 / 64)
     result = z * (1 / 720) + 1 / 120

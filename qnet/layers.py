@@ -31,7 +31,7 @@ class QuantizedLayer(nn.Module):
         raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
-        """What the layer that has been quantized computes, of the same shapes."""
+        """As the layer that was quantized, with quantized input and weight; shapes are the same."""
         inputs, weights = self.input_quantizer, self.weight_quantizer
         exact = not self.training and _computes_in(input) != torch.float16
         if exact and has_one_factor(inputs) and has_one_factor(weights):
@@ -43,7 +43,7 @@ class QuantizedLayer(nn.Module):
         )
 
     def _scaled(self, sums: Tensor, inputs: Quantizer, weights: Quantizer) -> Tensor:
-        """The output whose sums of levels these are."""
+        """The output, from its sums of levels."""
         # Divided: ONNX Runtime would move a factor into the weights of the convolution.
         output = sums / (1 / (inputs.alpha * weights.alpha)).reshape(())
         if self.bias is None:
@@ -107,7 +107,7 @@ def has_one_factor(quantizer: nn.Module) -> TypeGuard[Quantizer]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something looks at what the module is given or gives, or changes it."""
+    """Whether a hook may read or change the inputs, outputs or gradients of the module."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -117,13 +117,13 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def is_quantizable(module: nn.Module) -> bool:
-    """Whether this is a convolution or linear layer, and of no subclass, whose weight is a
-    parameter: not one computed from others, as with `torch.nn.utils.weight_norm` or `prune`."""
+    """Whether this is a convolution or linear layer, not of a subclass, whose weight is a
+    parameter: not computed from others, as with `torch.nn.utils.weight_norm` or `prune`."""
     return type(module) in _LAYERS and module._parameters.get("weight") is not None
 
 
 def is_relu(module: nn.Module) -> bool:
-    """Whether this is an `nn.ReLU`, quantized or not, and of no subclass."""
+    """Whether this is an `nn.ReLU`, quantized or not, but not of another subclass."""
     return type(module) in _RELUS
 
 

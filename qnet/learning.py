@@ -1,4 +1,4 @@
-"""Which parts of a network are trained or frozen in a phase, epoch by epoch.
+"""Which parts of a network learn and which are frozen in a phase, epoch by epoch.
 
 Yang et al., *Quantization Networks*, CVPR 2019, quantize activations with frozen weights
 (phase 2) before both learn (phase 3); others freeze batch norm or the scales of quantizers.
@@ -16,18 +16,18 @@ from qnet.quantizer import Quantizer, quantizers
 
 
 class Learning:
-    """Has the parts of `model` learn that `params` let learn.
+    """Freeze and unfreeze the parts of `model` as `params` ask.
 
     Args:
-        model: with its quantizers; what never learns needs no gradient until `end`. While
+        model: with its quantizers; what never learns requires no gradient until `end`. While
             activations are trained, its quantized weights take the forward of `params.weights`.
         params: the section of params.yaml that the phase follows.
 
     Attributes:
-        weights: those that `params.weights` is about: the quantized ones or, where none is, those
+        weights: what `params.weights` is about: the quantized weights or, if there are none, those
             of all convolutions and linear layers.
-        annealed: the quantizers whose T follows the schedule, all but those of weights in whose
-            training beside activations T has no part; `validation_soft_top1` is with these soft.
+        annealed: the quantizers whose T follows the schedule: all, except those of weights whose
+            training beside activations does not use T. `validation_soft_top1` is with these soft.
         norms_learn: whether batch norm uses the statistics of the batches while training.
     """
 
@@ -57,7 +57,7 @@ class Learning:
         self.norms_learn = bool(self.batch_norms) and not params.freeze_bn_stats
 
     def _treat_weights(self, params: ActivationsParams) -> None:
-        """Have the weights learn, or not, beside the activations."""
+        """Freeze the weights, or let them learn beside the activations."""
         learn = params.weights != "frozen"
         for weight in self.weights:
             if self.weight_quantizers or not learn:  # else as the network's own code has it
@@ -89,7 +89,7 @@ class Learning:
             for quantizer in self.weight_quantizers:
                 quantizer.train(learn)  # in eval mode its forward is hard
             for parameter in self.frozen_at_first:
-                parameter.requires_grad_(learn)  # no gradient: the optimizer passes it over
+                parameter.requires_grad_(learn)  # no gradient: the optimizer skips it
             changed, self.weights_learn = learn != self.weights_learn, learn
         if not self.norms_learn:
             for norm in self.batch_norms:
@@ -97,13 +97,13 @@ class Learning:
         return changed
 
     def end(self) -> None:
-        """Let each parameter learn, or not, as before this phase."""
+        """Let each parameter learn or not, as it did before this phase."""
         for parameter, learns in self.before:
             parameter.requires_grad_(learns)
 
 
 def check_batch_norm(model: nn.Module, params: TrainingParams, phase: str) -> None:
-    """Raise a `UserError` if batch norm would have one image to a batch."""
+    """Raise a `UserError` if batch norm would see one image per batch."""
     if params.batch_size == 1 and not params.freeze_bn_stats and _batch_norms(model):
         raise UserError(
             f"{phase}.batch_size is 1; batch norm needs the statistics of more than one image: "

@@ -100,7 +100,7 @@ def weight_levels(spec: str | int | Sequence[int]) -> LevelSet | None:
             symmetric about zero. A number and its text mean the same.
 
     Returns:
-        The level set; None for "full", which is no quantization.
+        The level set; None for "full", which means no quantization.
 
     Raises:
         UserError: if spec is none of these.
@@ -119,10 +119,10 @@ def weight_levels(spec: str | int | Sequence[int]) -> LevelSet | None:
 
 
 def require_levels(levels: object, of: str) -> None:
-    """Raise a `UserError` for what is no level set."""
+    """Raise a `UserError` if `levels` is not a level set."""
     if not isinstance(levels, LevelSet):
         raise UserError(
-            f"{of}: levels {levels!r} are no level set; make one with weight_levels or "
+            f"{of}: levels {levels!r} are not a level set; make one with weight_levels or "
             "activation_levels, other than full"
         )
 

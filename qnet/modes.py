@@ -1,4 +1,4 @@
-"""Train and eval mode of a network's modules, kept over what changes them."""
+"""Train and eval mode of a network's modules, restored after a change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """After the context every module of `model` is in the mode in which it was before."""
+    """Restore every module's train/eval mode on exit."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

@@ -26,8 +26,8 @@ def parameter_groups(
         scale_lr: alpha and beta learn at `scale_lr` times `lr`.
 
     Returns:
-        Groups that are not empty, each with its `params`, `weight_decay`, `lr` and `lr_factor`, by
-        which that is `lr` multiplied.
+        Groups that are not empty, each with its `params`, `weight_decay`, `lr_factor`, and `lr`
+        already multiplied by that factor.
     """
     scales = {id(p) for _, q in quantizers(model) for p in (q.alpha, q.beta)}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -47,8 +47,8 @@ def parameter_groups(
 def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Optimizer:
     """SGD or Adam of the `parameter_groups` of `model`.
 
-    On CUDA all of a group learn in one kernel, and the learning rate is a tensor there: a recorded
-    step reads it (`qnet.graphs`).
+    On CUDA one kernel updates all of a group, and the learning rate is a tensor there, which a
+    recorded step reads (`qnet.graphs`).
     """
     groups = parameter_groups(
         model, lr=params.lr, weight_decay=params.weight_decay, scale_lr=params.scale_lr
@@ -68,8 +68,8 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Opt
         groups, lr=params.lr, momentum=params.momentum, nesterov=nesterov, fused=on_cuda
     )
     if on_cuda and params.momentum > 0:
-        # Zeros are the same as none, but that one kernel can go over those that learn from the
-        # start and those that are frozen at first.
+        # Zeros act as no buffer does, but let one kernel update both the parameters that learn from
+        # the start and those that are frozen at first.
         for p in trained:
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer

@@ -53,7 +53,7 @@ def unpacked_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, 
     `model` is passed on as it is.
 
     Raises:
-        UserError: a quantized weight is not packed, or holds what is no level of its set.
+        UserError: a quantized weight is not packed, or holds a code without a level.
     """
     own = model.state_dict()
     state = {name: own[name] for name in training_only(model)} | dict(packed)
@@ -68,12 +68,12 @@ def unpacked_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, 
             try:
                 state[name] = unpack(codes, levels, shape.numel()).to(own[name]).view(shape)
             except IndexError:
-                raise UserError(f"{name} holds what is no level of {levels.name}") from None
+                raise UserError(f"{name} holds codes without a level in {levels.name}") from None
     return state
 
 
 def training_only(model: nn.Module) -> set[str]:
-    """Names in the state dict of `model` of what its outputs in eval mode do not depend on.
+    """Names in the state dict of `model` that its outputs in eval mode do not depend on.
 
     β and the thresholds of weights, temperatures, and the counters of batch norm.
     """
@@ -100,7 +100,7 @@ def unpack(packed: Tensor, levels: LevelSet, count: int) -> Tensor:
     """The inverse of `pack`: uint8 -> int64 [count].
 
     Raises:
-        IndexError: the bits stand for more than there are levels.
+        IndexError: a code is beyond the last level.
     """
     bits = np.unpackbits(packed.cpu().numpy(), count=count * levels.bits, bitorder="little")
     codes = bits.reshape(count, levels.bits) @ (1 << np.arange(levels.bits))

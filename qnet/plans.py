@@ -18,7 +18,7 @@ from qnet.staircase import Stairs, WindowTemperature, pair_constant
 _UNROLLED = 7  # hard thresholds compared one by one; of more, the nearest is computed
 _FAR = 14.0  # σ of this is 1 but for 1e-6
 _RADII = (0, 1, 3)  # few, so that a rising T compiles few kernels: at most three each way
-_LONGEST = 32  # terms that a kernel sums, in a loop unrolled: compiling takes longer with each
+_LONGEST = 32  # terms that a kernel sums, unrolled: compiling takes longer with each
 
 Planned = tuple[Plan, list[Tensor | float]]
 """A way, and the numbers it needs: T, and thresholds or what replaces them."""
@@ -41,7 +41,7 @@ def plan_of(stairs: Stairs, temperature: WindowTemperature | None) -> Planned | 
 
 
 def _best(stairs: Stairs, temperature: float | None) -> tuple[Plan, list[Tensor | float]]:
-    """What computes least, without T, where all numbers are known."""
+    """The plan with the least work, and its numbers except T, where all numbers are known."""
     thresholds = [float(b) for b in stairs.thresholds]
     first, spacing = thresholds[0], stairs.spacing
     if temperature is None:
@@ -65,7 +65,7 @@ def _best(stairs: Stairs, temperature: float | None) -> tuple[Plan, list[Tensor 
 
 
 def _near_radius(stairs: Stairs, temperature: float) -> int | None:
-    """Of `_RADII` the smallest that serves; None if none does or all thresholds are as quick."""
+    """The smallest of `_RADII` that is enough; None if none is or all thresholds are as quick."""
     if stairs.spacing is None:
         return None
     needed = _FAR / (temperature * stairs.spacing) - 0.5

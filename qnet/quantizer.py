@@ -34,7 +34,7 @@ _INCREASING = "must be finite and strictly increasing"
 
 
 class Quantizer(nn.Module):
-    """Maps each value to a level times alpha; one for the weights, one for the input of a layer.
+    """Maps each value to a level times alpha; a layer has one for its weight, one for its input.
 
     In eval mode the output is exactly level * alpha; while training it is that too
     (`forward_mode` "hard") or the soft function at `temperature` ("soft"). A state dict holds no
@@ -151,7 +151,7 @@ class Quantizer(nn.Module):
         self.temperature.fill_(_checked_temperature("temperature", temperature))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantize x: finite values of any shape and floating type; gives the same.
+        """Quantize x, finite values of any shape and floating type; the output has the same.
 
         Raises:
             UserError: x is of another type, or alpha or beta does not broadcast against x.
@@ -239,7 +239,7 @@ class Quantizer(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # A full-precision state dict knows nothing of quantizers: keep what clustering gave.
+        # A full-precision state dict has no quantizers: keep what clustering gave.
         if not any(prefix + name in state_dict for name in (*self._parameters, *self._buffers)):
             return
         given = state_dict.get(prefix + "thresholds")
@@ -282,7 +282,7 @@ def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
 
 
 def _float_tensor(values: float | Sequence[float] | Tensor) -> Tensor:
-    """A copy, of the default type unless values is a floating tensor already, but with no fewer
+    """A copy, of the default type unless `values` is a floating tensor already, but with no fewer
     digits than float32."""
     dtype = torch.get_default_dtype()
     if isinstance(values, Tensor) and values.is_floating_point():
@@ -320,7 +320,7 @@ def _checked(thresholds: Tensor, levels: LevelSet) -> Tensor:
 
 
 def _increase(thresholds: Tensor) -> bool:
-    computed = thresholds.float()  # what is computed with
+    computed = thresholds.float()  # as precise as a quantizer computes
     return bool(computed.isfinite().all() and (computed.diff() > 0).all())
 
 

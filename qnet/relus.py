@@ -30,9 +30,9 @@ def skip_relus(model: nn.Module) -> list[str]:
     """Turn each nn.ReLU whose every reader makes its negative values zero into a `SkippedReLU`.
 
     In place, with quantizers inserted and before the model is compiled. Outputs stay as they are
-    while beta is above zero. A ReLU stays where it, or what gives or reads its values, has hooks.
-    What an earlier call has skipped is decided again. A network whose forward depends on the values
-    it sees cannot be traced: it keeps all of its ReLUs, and a warning says so where it has binary
+    while beta is above zero. A ReLU stays if it, or what gives or reads its values, has hooks. What
+    an earlier call has skipped is decided again. A network whose forward depends on the values it
+    sees cannot be traced: it keeps all of its ReLUs, and a warning says so if it has binary
     quantizers, for which that makes a difference.
 
     Returns:
@@ -50,7 +50,7 @@ def skip_relus(model: nn.Module) -> list[str]:
     called = CalledWithImages(model)
     try:
         with left_as_it_was(model):
-            model.train()  # what is read then decides, for only then a ReLU is left out
+            model.train()  # a ReLU is left out only in training, so what reads it then decides
             graph = _Tracer().trace(called)
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         if any(map(_is_binary, clipping)):
@@ -77,7 +77,7 @@ def skip_relus(model: nn.Module) -> list[str]:
 
 
 class _Tracer(fx.Tracer):
-    """Sees layers from outside, quantized ones and batch norm over several processes too."""
+    """Keeps layers whole, also quantized ones and batch norm over several processes."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         layer = isinstance(m, (nn.Conv2d, nn.Linear, nn.ReLU, _BatchNorm))
@@ -86,7 +86,7 @@ class _Tracer(fx.Tracer):
 
 def _is_needless(relu: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether nothing would change without this call: all readers of its result make negative
-    values zero, and no one else reads its input or writes to it, as this call or a later one may.
+    values zero, and nothing else uses its input, which this call or a later one may overwrite.
     """
     if has_hooks(modules[str(relu.target)]):
         return False
@@ -109,7 +109,7 @@ def _readers(relu: fx.Node, modules: dict[str, nn.Module]) -> list[Quantizer | N
 
 
 def _is_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the memory of this result has one reader: it is no view of what others read."""
+    """Whether the memory of this result has one reader: it is not a view of what others read."""
     if len(node.users) > 1:
         return False
     if node.op == "call_module":

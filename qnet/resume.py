@@ -1,7 +1,7 @@
-"""The state of an unfinished training run, so that a killed one goes on where it was.
+"""The state of an unfinished training run, so that a killed one continues where it was.
 
-A safetensors file, replaced as a whole after an epoch. It is found again by a key that stands
-for everything the run depends on; a run with other parameters never sees it.
+A safetensors file, replaced as a whole after an epoch. Its name contains a key that stands for
+everything the run depends on; a run with other parameters never sees it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run_key(values: Mapping[str, Any], inputs: Iterable[Path]) -> str:
 
 
 class ResumeFile:
-    """Where a run keeps the tensors and the numbers it needs to go on."""
+    """Where a run keeps the tensors and the numbers it needs to continue."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +49,7 @@ class ResumeFile:
         write_tensors(self.path, tensors, {"run": json.dumps(numbers)})
 
     def load(self) -> tuple[dict[str, State], dict[str, Any]] | None:
-        """What was saved last, or None where there is nothing (or nothing readable)."""
+        """What was saved last, or None if there is nothing (or nothing readable)."""
         if not self.path.exists():
             return None
         groups: dict[str, State] = {}
@@ -64,7 +64,7 @@ class ResumeFile:
         return groups, numbers
 
     def remove(self) -> None:
-        """Forget the run: it has finished."""
+        """Delete the state of a run that has finished."""
         self.path.unlink(missing_ok=True)
         with suppress(OSError):  # there are others, or another process was first
             self.path.parent.rmdir()

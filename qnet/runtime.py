@@ -35,19 +35,19 @@ class Runtime:
 def start(params: RuntimeParams) -> Runtime:
     """Set up the process as `params` say.
 
-    To be called before anything is computed: threads that are there already go on with denormal
+    Call it before anything is computed: threads that exist already go on computing with denormal
     numbers.
 
     Raises:
         UserError: `runtime.device` names a device that this machine does not have, or does not
-            have for each of the processes; or several are to compile the network.
+            have for each of the processes; or several processes are to compile the network.
     """
     if params.compile == "network" and world_size() > 1:
         raise UserError(
             f"runtime.compile is network, which one process can and {world_size()} cannot; set it "
             "to quantizers or none, or runtime.processes to 1"
         )
-    # Deterministic sums in cuBLAS need a workspace of fixed size, which it looks up when it starts.
+    # Deterministic sums in cuBLAS need a workspace of fixed size, which it reads when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if params.threads != "auto" or local_world_size() > 1:
         threads = torch.get_num_threads() if params.threads == "auto" else params.threads

@@ -1,6 +1,6 @@
 """What changes while a network is trained: the learning rate and the temperature.
 
-Both are functions of the time alone, so that a resumed run needs no state to go on.
+Both are functions of the time alone, so a resumed run needs no state for them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def temperature(params: TemperatureParams, epoch: int, epochs: int) -> float:
 
 
 def temperature_at(params: TrainingParams, epoch: int) -> float | None:
-    """Temperature of `epoch`, or None where nothing is quantized."""
+    """Temperature of `epoch`, or None if nothing is quantized."""
     if params.temperature is None:
         return None
     return temperature(params.temperature, epoch, params.epochs)

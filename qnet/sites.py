@@ -19,8 +19,8 @@ def quantizable_layers(
 
     These are `nn.Conv2d` and `nn.Linear` themselves: no subclass (`nn.MultiheadAttention` has one),
     and none whose weight is computed from others (`weight_norm`). The model has to call them: one
-    whose weight it uses in a way of its own (as torchvision's Swin does in its attention) is
-    listed, and quantizing it has no effect.
+    whose weight it uses in another way (as torchvision's Swin does in its attention) is listed, but
+    quantizing it has no effect.
 
     Args:
         model: any module.
@@ -28,7 +28,7 @@ def quantizable_layers(
         quantize: of the others, those to quantize, written the same way.
 
     Raises:
-        UserError: an entry fits no layer, or no layer is left.
+        UserError: an entry matches no layer, or no layer is left.
     """
     layers = [name for name, module in model.named_modules() if is_quantizable(module)]
     if not layers:
@@ -85,7 +85,7 @@ def activation_sites(
 
 
 def _select(layers: Sequence[str], patterns: Collection[str], parameter: str) -> set[str]:
-    """The layers that one of the patterns fits."""
+    """The layers that match one of the patterns."""
     if isinstance(patterns, str):
         raise UserError(f"{parameter}: {patterns!r} is text; give a list of names, [{patterns!r}]")
     ends = {"first": layers[0], "last": layers[-1]}

@@ -29,7 +29,7 @@ Temperature = Tensor | float
 WindowTemperature = Temperature | Literal["straight_through"]
 """Temperature of the soft function whose derivative is the gradient, or the straight line's."""
 
-_SATURATED = 40.0  # σ(40) rounds to 1; from 88 on a CPU takes twice as long, for denormal numbers
+_SATURATED = 40.0  # σ(40) rounds to 1; from 88 on, denormal numbers take a CPU twice as long
 _CHUNK = 2**17  # values at a time on a CPU: the few buffers of a chunk stay in its cache
 _SPREAD = 45.0  # exp of this, squared, loses nothing where it matters even in float32
 _FOLD_COST = 2  # folding costs about as much as this many thresholds
@@ -221,6 +221,6 @@ def chunks(x: Tensor) -> list[slice | EllipsisType]:
 
 
 def part_of(scale: Tensor, x: Tensor, rows: slice | EllipsisType) -> Tensor:
-    """What of a scale that broadcasts against x belongs to x[rows]; a view."""
+    """The part of a scale, which broadcasts against x, that belongs to x[rows]; a view."""
     along_first = scale.dim() == x.dim() > 0 and len(scale) == len(x)
     return scale[rows] if along_first else scale

@@ -28,7 +28,7 @@ def misfit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str
 
 
 def dtype_mismatch(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    """The first of `tensors` that is whole numbers and not floating, or the reverse; "" if none."""
+    """The first of `tensors` that is integer instead of floating, or the reverse; "" if none."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() != expected[name].is_floating_point():
             return f"{name} is {tensor.dtype} instead of {expected[name].dtype}"
@@ -39,7 +39,7 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give `model` the values of `tensors`, which fit it.
 
     They may come from a file or a copy, without the versions that PyTorch keeps beside a state
-    dict; some modules do not load without.
+    dict and that some modules need for loading.
     """
     state = model.state_dict()
     state.update(tensors)
@@ -50,9 +50,8 @@ def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
     """Write a safetensors file, whole or not at all; see `qnet.files.write_bytes`."""
-    copies = {  # safetensors refuses shared memory
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
-    }
+    # Copies, because safetensors refuses shared memory.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_bytes(path, save(copies, metadata=dict(metadata)))
 
 

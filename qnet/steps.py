@@ -168,8 +168,8 @@ def soft_steps(
         Tensor like x, between 0 and Σ s_i.
 
     Raises:
-        UserError: x is of no floating type, a temperature is not above zero, or there are not as
-            many heights as thresholds.
+        UserError: x is not of a floating type, a temperature is not above zero, or there are not
+            as many heights as thresholds.
     """
     _check("soft_steps", x, thresholds, steps, temperature)
     if backward_temperature != "exact":
@@ -201,8 +201,8 @@ def hard_steps(
         Tensor like x, of whole numbers.
 
     Raises:
-        UserError: x is of no floating type, the temperature is not above zero, or there are not as
-            many heights as thresholds.
+        UserError: x is not of a floating type, the temperature is not above zero, or there are not
+            as many heights as thresholds.
     """
     _check("hard_steps", x, thresholds, steps, backward_temperature)
     alpha, beta = x.new_ones(()), x.new_ones(())

@@ -43,7 +43,7 @@ class Teacher:
 
     @torch.no_grad()
     def check(self, batches: BatchSource) -> None:
-        """Use the network as it is, if folding has changed its logits of the first batch.
+        """Use the network as it is if folding has changed its logits of the first batch.
 
         A forward that asks `isinstance(x, Tensor)`, for example, takes another branch while traced.
         All processes decide alike: one that finds a difference decides for all.
@@ -78,7 +78,7 @@ def teaching(network: nn.Module, *, mixed: bool) -> nn.Module:
 
     Args:
         network: on the device on which it is computed.
-        mixed: it is computed under autocast to bfloat16. A copy then keeps its convolutions and
+        mixed: it is computed under autocast to bfloat16; then a copy keeps its convolutions and
             linear layers in that type, which gives the same numbers.
     """
     ready = channels_last(folded(network))
@@ -93,8 +93,8 @@ def folded(network: nn.Module) -> nn.Module:
     """A copy of `network` in eval mode without the batch norm that can be folded.
 
     The network itself, in eval mode, if that is not safe: its forward depends on the values it
-    sees, so that it cannot be traced, it uses a weight in more than one place, it has hooks, or an
-    `nn.BatchNorm1d` (the features of a linear layer before it need not be its channels).
+    sees, so that it cannot be traced; it uses a weight in more than one place; or it has hooks or
+    an `nn.BatchNorm1d` (the features of a linear layer before it need not be its channels).
     """
     network.eval()
     if any(map(has_hooks, network.modules())):

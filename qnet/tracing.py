@@ -34,8 +34,8 @@ def left_as_it_was(network: nn.Module) -> Iterator[None]:
 class CalledWithImages(nn.Module):
     """Calls `network` with images, as training does: its other arguments have their defaults.
 
-    Traced itself, a network has an unknown value for every argument, so that `if mask is None`
-    takes the branch that is never taken.
+    Traced directly, a network would get an unknown value for every argument, so that
+    `if mask is None` would take the wrong branch.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -43,6 +43,6 @@ class CalledWithImages(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """What the network gives."""
+        """The network's output."""
         output: Tensor = self.network.forward(images)  # as a root is traced: without its hooks
         return output

@@ -37,7 +37,7 @@ from qnet.teacher import Teacher
 from qnet.weights import quantized_in_groups, weight_groups
 
 EpochProgress = Callable[[Iterable[Any], int, str], Iterable[Any]]
-"""Wraps the batches of an epoch, given their number and a title: where a bar can be drawn."""
+"""Wraps the batches of an epoch, given their number and a title, to draw a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Trainer:
         progress: wraps the batches of each epoch.
 
     Raises:
-        UserError: batch norm would have one image to a batch, or no parameter may learn.
+        UserError: batch norm would see one image per batch, or no parameter may learn.
         ValueError: the parameters ask for a teacher, or for test images, and there are none.
     """
 
@@ -130,8 +130,8 @@ class Trainer:
     ) -> History:
         """Train to the end and leave the model in eval mode with the selected epoch's weights.
 
-        To be called once. In quantized networks, batch norm's mean and variance are then
-        re-measured on `bn_images`.
+        Call it once. In quantized networks, batch norm's mean and variance are then re-measured on
+        `bn_images`.
 
         Args:
             resume: where the run's state is saved; if it already holds one, training continues
@@ -164,7 +164,7 @@ class Trainer:
         return history
 
     def _start(self, resume: ResumeFile | None) -> tuple[History, dict[str, Tensor]]:
-        """The epochs done so far and the state of the best one; some are done in a resumed run."""
+        """The epochs done so far, some in a resumed run, and the state of the best one."""
         history = History()
         best = _copy(self.model.state_dict())
         saved = None if resume is None else resume.load()
@@ -187,7 +187,7 @@ class Trainer:
         resume.save(groups, {"rows": history.rows})
 
     def _agree(self, history: History) -> None:
-        """Have all processes start from the same weights and, as they must, the same epoch."""
+        """Give all processes the same weights, or raise an error if their epochs differ."""
         done = len(history.rows)
         if sum_over_processes([done])[0] != done * world_size():
             raise UserError(
@@ -205,7 +205,7 @@ class Trainer:
         if temperature is not None:
             for quantizer in self.learning.annealed:
                 quantizer.set_temperature(temperature)
-        # Dropout draws other numbers in each process, for it has other images.
+        # A different seed in each process, because each has different images.
         torch.manual_seed(seed_for(self.seed, self.phase, epoch, "network") + rank())
         try:
             self._train(epoch)
@@ -221,7 +221,7 @@ class Trainer:
             row["temperature"] = temperature
         row |= {f"train_{name}": value for name, value in self.scores.read().items()}
         self._require_finite("the loss", row["train_loss"], epoch)
-        # A hard quantizer makes a level of whatever it is given: the loss alone does not tell.
+        # A hard quantizer turns whatever it is given into a level: the loss alone does not tell.
         parameters = [p.detach() for p in self.parameters if p.numel() > 0]
         largest = torch.stack([parameter.abs().amax() for parameter in parameters]).amax()
         self._require_finite("the largest weight", largest.item(), epoch)
@@ -251,9 +251,8 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Take one step of the optimizer on images [N, C, H, W] with labels [N]."""
-        with quantized_in_groups(
-            self.weight_groups
-        ):  # backward too: it may compute activations again
+        # Backward too, which may compute activations again.
+        with quantized_in_groups(self.weight_groups):
             with self.runtime.autocast():
                 logits = self.network(images).float()
             taught = None if self.teacher is None else self.teacher(images)
@@ -268,7 +267,7 @@ class Trainer:
         self.scale_floor.apply()
 
     def _measure_batch_norm(self) -> None:
-        """In float32, as the network is scored and deployed."""
+        """Re-measure batch norm in float32, as the network is scored and deployed."""
         params = self.params
         count = math.ceil(params.bn_images / self.data.train.batch_size) if params.epochs else 0
         if count > 0 and self.learning.norms_learn:
@@ -278,7 +277,7 @@ class Trainer:
             measure_batch_norm(self.model, (images for images, _ in batches))
 
     def _score(self) -> Row:
-        """Loss, top-1 and top-5 on validation, of the soft function too where there is one."""
+        """Loss, top-1 and top-5 on validation, and top-1 of the soft function if there is one."""
         row: Row = {}
         sets = {"validation": self.data.validation}
         if self.params.select_on == "test" and self.data.test is not None:

@@ -2,8 +2,8 @@
 
 A network has many small weights. Quantizing one takes some forty operations, and starting these
 takes longer than computing them; stacked, the weights of one shape share them. The results are
-the same, except that the weight of a layer that is never called gets a gradient of zeros instead of
-None.
+the same, except that the weight of a layer that is never called gets zeros instead of None as its
+gradient.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def weight_groups(model: nn.Module) -> list[list[QuantizedLayer]]:
 
 @contextmanager
 def quantized_in_groups(groups: Sequence[Sequence[QuantizedLayer]]) -> Iterator[None]:
-    """Inside, each layer of `groups` uses a weight that was quantized as the context began."""
+    """Inside, each layer of `groups` uses a weight that was quantized when the context began."""
     try:
         for group in groups:
             for layer, weight in zip(group, _quantized(group), strict=True):

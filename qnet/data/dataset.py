@@ -1,4 +1,4 @@
-"""A data set in memory: what a model has to know of it, and its images with their labels."""
+"""A data set in memory: what a model has to know about it, and its images with their labels."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class DatasetInfo:
         """`from_dict` of its JSON.
 
         Raises:
-            ValueError: it is no JSON, or a field is missing or of the wrong type.
+            ValueError: it is not JSON, or a field is missing or of the wrong type.
         """
         try:
             return _INFO.validate_json(text)

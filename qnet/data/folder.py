@@ -126,7 +126,7 @@ def _of_classes(folder: Path, classes: Sequence[str]) -> tuple[_Files, Tensor]:
             f"{folder}: {' and '.join(differences)}: it must hold one folder for each of the "
             f"{len(classes)} classes, with its name"
         )
-    files, names = _tree(folder, "for every class of the network needs some")
+    files, names = _tree(folder, "as every class of the network needs some")
     positions = torch.tensor([classes.index(name) for name in names])
     return files, positions[files.labels]
 

@@ -222,7 +222,7 @@ def _ordered_as_listed(
 
 
 def _read_list(file: Path, files: _Files, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places in `files` of the images named in one of Caffe's lists, and their labels."""
+    """Indices in `files` of the images named in one of Caffe's lists, and their labels."""
     index_of = {name: index for index, name in enumerate(files.names)}
     indices, labels = array("q"), array("q")
     taken = bytearray(len(files.names))

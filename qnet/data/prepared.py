@@ -42,7 +42,7 @@ def save_prepared(folder: str | Path, info: DatasetInfo, splits: Mapping[str, Sp
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """Context with a folder to write to, which becomes `folder` or, on an exception, is deleted.
+    """Context with a folder to write to, which becomes `folder` or is deleted on an exception.
 
     Raises:
         UserError: if the folder cannot be written.

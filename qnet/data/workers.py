@@ -1,4 +1,4 @@
-"""Worker processes that decode images: their number, file limits, and how a lost one shows."""
+"""Worker processes that decode images: their number, file limits, and why one was lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def usable_cpus() -> int:
 
 def make_room() -> None:
     """Raise the open-file limit as far as allowed: each worker needs eight files."""
-    with suppress(ImportError, OSError, ValueError):  # not on Windows; or it cannot be raised
+    with suppress(ImportError, OSError, ValueError):  # on Windows, or if it cannot be raised
         import resource
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -26,9 +26,9 @@ def make_room() -> None:
 
 
 def why_lost(error: Exception) -> str | None:
-    """Message of `error`, if it says that a worker died or could not open its files.
+    """Message of `error` if it says that a worker died or could not open its files.
 
-    PyTorch raises it wherever the process that waits for batches is, also between batches.
+    PyTorch raises it in the process that waits for batches, wherever that is, even between batches.
     """
     full = isinstance(error, OSError) and error.errno == errno.EMFILE
     text = str(error)

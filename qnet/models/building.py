@@ -31,7 +31,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "simplenet": SimpleNet,
 }
 
-# Without these they return a tuple in training, and warn about their slow initialisation.
+# Without these options they return a tuple in training, and warn about slow initialisation.
 _TORCHVISION_EXTRAS = {
     name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
 }

@@ -24,7 +24,7 @@ from qnet.states import State, load_state, misfit, read_tensors
 TORCHVISION_ALIKE = (*(f"resnet{depth}" for depth in STAGES), "alexnet")
 """Models of this package whose layers have torchvision's names and shapes."""
 RANDOM_HEAD = "starts from random weights"
-"""In what `load_pretrained` returns: of a last layer for another number of classes."""
+"""What a note of `load_pretrained` says of a last layer for another number of classes."""
 _TORCH_SUFFIXES = (".pth", ".pt", ".th")
 
 
@@ -103,7 +103,7 @@ def _from_torchvision(name: str, source: str) -> tuple[str, State]:
             f"model.pretrained is {source}, and torchvision has no weights for {name}, only for "
             f"{', '.join(TORCHVISION_ALIKE)} and torchvision/<name>; set it to none or a file"
         )
-    import torchvision  # takes a second, and only this needs it
+    import torchvision  # takes a second, and only this function needs it
 
     known = torchvision.models.get_model_weights(name.removeprefix("torchvision/"))
     wanted = source.partition("/")[2]
@@ -119,7 +119,7 @@ def _from_torchvision(name: str, source: str) -> tuple[str, State]:
         state = weights.get_state_dict(
             progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
         )
-    except Exception as error:  # of the network, of the disk, or of a damaged file
+    except Exception as error:  # of the connection, the disk, or a damaged file
         if is_out_of_memory(error):
             raise
         raise UserError(

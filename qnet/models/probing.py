@@ -1,4 +1,4 @@
-"""What a network does, found by running it: whether it can be trained, saved and built again."""
+"""Running a network to find out whether it can be trained, saved and built again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def computes_alike(model: nn.Module, other: nn.Module, channels: int, size: int)
 
 
 def check_shapes(model: nn.Module, name: str, classes: int, channels: int, size: int) -> None:
-    """Raise UserError unless two such images give two rows of logits, in both modes."""
+    """Raise a `UserError` unless two images give two rows of logits, in both modes."""
     shape = (2, channels, size, size)
     try:
         with modes_kept(model):
@@ -64,7 +64,7 @@ def check_shapes(model: nn.Module, name: str, classes: int, channels: int, size:
 
 
 def check_state(model: nn.Module, name: str) -> None:
-    """Raise UserError unless the model can be trained and saved."""
+    """Raise a `UserError` unless the model can be trained and saved."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(
             f"model.name: {name!r} returned a model without a parameter to train; return one whose "
@@ -103,6 +103,6 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _input_dtype(model: nn.Module) -> torch.dtype:
-    """Type of its input images: that of its first floating-point parameter."""
+    """The type of the model's input images: that of its first floating-point parameter."""
     types = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     return next(types, torch.get_default_dtype())

@@ -41,7 +41,7 @@ def read_yaml(path: str | Path) -> Any:
         raise UserError(f"{path}: {_explain(error)}") from None
     except RecursionError:
         raise UserError(f"{path}: it is nested too deeply; two levels are enough") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # that PyYAML does not wrap
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # which PyYAML does not wrap
         problem = " ".join(str(error).split())
         raise UserError(f"{path}: it is not valid YAML: {problem}") from None
 

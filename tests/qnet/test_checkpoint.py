@@ -116,7 +116,7 @@ def test_what_could_not_be_read_again_is_not_written(
 @pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
 def test_a_wrapped_network_is_not_written(wrap, checkpoint, tmp_path):
     wrapped = replace(checkpoint, model=wrap(checkpoint.model))
-    with pytest.raises(UserError, match="; give the network itself, not compiled, averaged or els"):
+    with pytest.raises(UserError, match="; give the network itself, not compiled, averaged or oth"):
         save_checkpoint(tmp_path / "wrapped.safetensors", wrapped)
 
 
@@ -191,7 +191,7 @@ def test_a_missing_file(tmp_path):
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_a_truncated_file(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
-    refuse(path, "is no checkpoint, or not a whole one")
+    refuse(path, "is not a checkpoint, or not a complete one")
 
 
 def test_a_foreign_file(path):

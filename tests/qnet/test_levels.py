@@ -125,9 +125,11 @@ def test_a_level_set_checks_itself() -> None:
 
 @pytest.mark.parametrize("levels", [None, 2, "2"])
 def test_what_is_no_level_set_is_refused_where_one_is_taken(levels):
-    with pytest.raises(UserError, match=rf"^weights: levels {levels!r} are no level set; make one"):
+    with pytest.raises(
+        UserError, match=rf"^weights: levels {levels!r} are not a level set; make one"
+    ):
         cluster([1.0, 2.0], levels, name="weights")
-    with pytest.raises(UserError, match=rf"^Quantizer: levels {levels!r} are no level set"):
+    with pytest.raises(UserError, match=rf"^Quantizer: levels {levels!r} are not a level set"):
         Quantizer(levels)
 
 

@@ -133,7 +133,10 @@ def test_a_network_that_is_one_layer():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.update({"3.weight": t["3.weight"] | 0xFF}), "3.weight holds what is no level"),
+        (
+            lambda t: t.update({"3.weight": t["3.weight"] | 0xFF}),
+            "3.weight holds codes without a level",
+        ),
         (lambda t: t.update({"3.weight": torch.zeros(8, 8, 3, 3)}), "3.weight is torch.float"),
         (lambda t: t.update({"3.weight": t["3.weight"][:-1]}), r"3.weight is \[143\] instead of"),
         (lambda t: t.update({"3.weight": t["3.weight"].float()}), "instead of packed levels"),

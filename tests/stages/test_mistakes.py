@@ -251,7 +251,7 @@ def test_a_name_that_is_taken_is_told_before_training(workspace):
     shutil.rmtree(workspace / "runs")
     (workspace / "runs").touch()
     output = refused("train_fp", workspace)
-    assert output.startswith("error: runs/train_fp is no folder that can be written to (")
+    assert output.startswith("error: runs/train_fp is not a writable folder (")
 
 
 def test_memory_that_runs_out_is_said_in_one_line(workspace, monkeypatch):
