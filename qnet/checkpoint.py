@@ -24,7 +24,7 @@ from qnet.machine_errors import is_out_of_memory
 from qnet.models import build_model, computes_alike
 from qnet.packing import packed_state, unpacked_state
 from qnet.quantizer import Quantizer, quantizers
-from qnet.states import dtype_mismatch, load_state, misfit, read_tensors, write_tensors
+from qnet.states import State, dtype_mismatch, load_state, misfit, read_tensors, write_tensors
 
 FORMAT = 1
 KEY = "qnet"
@@ -99,7 +99,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     return checkpoint
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], State]:
     """The description of the network in the file, and its tensors."""
     if not path.exists():
         raise UserError(f"{path} does not exist; train the network first, or fix the path")

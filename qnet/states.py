@@ -13,6 +13,7 @@ from qnet.errors import one_line, some
 from qnet.files import check_readable, write_bytes
 
 State = dict[str, Tensor]
+"""Tensors by name, as in a state dict."""
 
 
 def misfit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:

@@ -32,7 +32,7 @@ from qnet.resume import ResumeFile, load_optimizer_tensors, optimizer_tensors
 from qnet.runtime import Runtime, seed_for
 from qnet.scales import ScaleFloor
 from qnet.schedules import learning_rate, temperature_at
-from qnet.states import load_state, misfit
+from qnet.states import State, load_state, misfit
 from qnet.teacher import Teacher
 from qnet.weights import quantized_in_groups, weight_groups
 
@@ -163,7 +163,7 @@ class Trainer:
         self.learning.end()
         return history
 
-    def _start(self, resume: ResumeFile | None) -> tuple[History, dict[str, Tensor]]:
+    def _start(self, resume: ResumeFile | None) -> tuple[History, State]:
         """The epochs done so far, some in a resumed run, and the state of the best one."""
         history = History()
         best = _copy(self.model.state_dict())
@@ -178,7 +178,7 @@ class Trainer:
         self._agree(history)
         return history, best
 
-    def _save(self, resume: ResumeFile, history: History, best: dict[str, Tensor]) -> None:
+    def _save(self, resume: ResumeFile, history: History, best: State) -> None:
         groups = {
             "model": self.model.state_dict(),
             "best": best,
@@ -292,5 +292,5 @@ class Trainer:
         return row
 
 
-def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _copy(state: State) -> State:
     return {name: tensor.detach().clone() for name, tensor in state.items()}

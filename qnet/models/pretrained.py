@@ -142,7 +142,6 @@ def _from_file(path: Path) -> State:
         )
     if path.is_dir():
         raise UserError(f"model.pretrained: {path} is a folder; give a file in it")
-    check_readable(path)
     if path.suffix == ".safetensors":
         try:
             return read_tensors(path)[0]
@@ -161,6 +160,7 @@ def _from_file(path: Path) -> State:
 
 def _load(path: Path) -> Any:
     """Load what `torch.save` wrote, if nothing in it requires running code."""
+    check_readable(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises a dozen kinds
