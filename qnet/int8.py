@@ -51,10 +51,12 @@ def to_int8(model: nn.Module) -> nn.Module:
     converted = channels_last(copy.deepcopy(model).eval())
     layers = [module for module in converted.modules() if _fits(module)]
     if not layers:
+        quantized = any(map(_is_quantized, converted.modules()))
+        how = ", with one alpha each, to levels of 8 and 7 bits or fewer, and padding of zeros"
         raise UserError(
-            "to_int8: no layer of the network has input and weight quantized, with one alpha each, "
-            "to levels of 8 and 7 bits or fewer, and zeros for padding, given as numbers; train "
-            "one with activations.bits and activations.sites=input, or use the network as it is"
+            f"to_int8: no layer of the network has input and weight quantized{how * quantized}; "
+            "give one trained with weights.levels, activations.bits and activations.sites=input, "
+            "or use the network as it is"
         )
     for layer in layers:
         _convert(layer)
@@ -174,6 +176,13 @@ _INT8: dict[type[nn.Module], type[_Int8Layer]] = {
     QuantizedConv2d: _Int8Conv2d,
     QuantizedLinear: _Int8Linear,
 }
+
+
+def _is_quantized(layer: nn.Module) -> bool:
+    """Whether its input and weight are quantized."""
+    return isinstance(layer, QuantizedLayer) and all(
+        isinstance(part, Quantizer) for part in (layer.input_quantizer, layer.weight_quantizer)
+    )
 
 
 def _fits(layer: nn.Module) -> TypeGuard[QuantizedLayer]:

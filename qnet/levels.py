@@ -113,7 +113,7 @@ def weight_levels(spec: str | int | Sequence[int]) -> LevelSet | None:
     if name not in _WEIGHT_SETS:
         raise UserError(
             f"weights.levels {spec!r}: not a level set; use 1 ... {_MAX_BITS} (bits), 3pm2, 3pm4, "
-            "full, or a list of integers such as [-4, -1, 0, 1, 4]"
+            "full (32 bits), or a list of integers such as [-4, -1, 0, 1, 4]"
         )
     return _WEIGHT_SETS[name]
 
@@ -145,7 +145,8 @@ def activation_levels(spec: str | int, signed: bool = False) -> LevelSet | None:
         return None
     if name not in map(str, range(1, _MAX_BITS + 1)):
         raise UserError(
-            f"activations.bits {spec!r}: not a number of bits; use 1 ... {_MAX_BITS}, or full"
+            f"activations.bits {spec!r}: not a number of bits; use 1 ... {_MAX_BITS}, or full "
+            "(32 bits)"
         )
     bits = int(name)
     return _signed(bits) if signed else LevelSet(f"a{bits}", tuple(range(2**bits)))

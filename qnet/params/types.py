@@ -119,11 +119,11 @@ Levels = Annotated[
     Annotated[int | tuple[int, ...] | str, Field(union_mode="left_to_right")],  # "2" becomes 2
     AfterValidator(_known_levels),
     Field(
-        description="1, 2 ... 8 (bits), 3pm2, 3pm4, full, or a list of increasing whole numbers, "
-        "symmetric about zero, such as [-4, -1, 0, 1, 4]"
+        description="1, 2 ... 8 (bits), 3pm2, 3pm4, full (32 bits), or a list of increasing whole "
+        "numbers, symmetric about zero, such as [-4, -1, 0, 1, 4]"
     ),
 ]
 Bits = Annotated[
     Annotated[int, Field(ge=1, le=8)] | Literal["full"],
-    Field(description="a whole number from 1 to 8, or full"),
+    Field(description="a whole number from 1 to 8, or full (32 bits)"),
 ]

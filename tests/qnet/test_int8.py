@@ -15,6 +15,7 @@ from qnet import (
     UserError,
     activation_levels,
     load_model,
+    quantizers,
     save_checkpoint,
     to_int8,
     weight_levels,
@@ -221,8 +222,12 @@ def test_other_layers_stay_as_they_are(build):
     converted = to_int8(nn.Sequential(other, quantized(nn.Linear(2, 2))))
     assert type(converted[0]) is type(other)
     assert type(converted[1]) is not QuantizedLinear
-    with pytest.raises(UserError, match="no layer of the network has input and weight quantized"):
+    with pytest.raises(
+        UserError, match="no layer of the network has input and weight quantized"
+    ) as caught:
         to_int8(other)
+    quantized_otherwise = len(list(quantizers(other))) == 2
+    assert ("one alpha each" in str(caught.value)) == quantized_otherwise
 
 
 def test_a_layer_without_weights_stays_as_it_is():

@@ -125,7 +125,7 @@ def test_a_packed_checkpoint_has_no_weights_to_show(fill, tmp_path):
         (["nowhere.safetensors"], "nowhere.safetensors does not exist; train the network first"),
         (["params.yaml"], "params.yaml is not a checkpoint, or not a complete one"),
         (["checkpoints/fp.safetensors"], "checkpoints/fp.safetensors has no quantizers; give"),
-        ([WEIGHTS, "-o", "params.yaml"], "params.yaml is no folder that can be written to ("),
+        ([WEIGHTS, "-o", "params.yaml"], "params.yaml is not a writable folder ("),
         (["a", "b"], "unrecognized arguments: b; see python -m stages.visualize --help"),
     ],
 )
