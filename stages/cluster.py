@@ -16,8 +16,8 @@ from qnet.files import check_writable, write_text
 from qnet.params import Params
 from qnet.runtime import start
 from stages.ahead import check_ahead
+from stages.cluster_files import LAYERS, SITES
 from stages.clustering import activation_clusters, weight_clusters
-from stages.clusters import LAYERS, SITES
 from stages.common import (
     ACTIVATION_CLUSTERS,
     FP,

@@ -15,7 +15,7 @@ from qnet.params import ClusteringParams, Params
 from qnet.runtime import Runtime
 from qnet.sites import activation_sites, quantizable_layers
 from stages.bars import bar
-from stages.clusters import Clustered, ClusteredByBits, Coarse
+from stages.cluster_files import Clustered, ClusteredByBits, Coarse
 from stages.common import PREPARED
 from stages.data import sample_images
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qnet.files import make_folder, write_bytes
-from stages.clusters import Clustered
+from stages.cluster_files import Clustered
 
 PANELS = 24  # layers on one page
 FEW = 16  # at most this many levels have room for numbers

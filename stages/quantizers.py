@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from qnet.params import QuantizedTrainingParams
 from qnet.quantizer import Quantizer
-from stages.clusters import Clustered
+from stages.cluster_files import Clustered
 
 
 def quantizers_from(

@@ -17,8 +17,8 @@ from qnet.insertion import insert_quantizers
 from qnet.params import Params
 from qnet.runtime import Runtime, start
 from qnet.sites import activation_sites
+from stages.cluster_files import SITES, Clustered
 from stages.clustering import activation_clusters
-from stages.clusters import SITES, Clustered
 from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS, reading
 from stages.data import prepared_like
 from stages.launch import run

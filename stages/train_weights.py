@@ -15,7 +15,7 @@ from qnet.levels import weight_levels
 from qnet.params import Params
 from qnet.runtime import start
 from stages.ahead import check_ahead
-from stages.clusters import LAYERS
+from stages.cluster_files import LAYERS
 from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, reading
 from stages.data import prepared_like
 from stages.launch import run

@@ -21,7 +21,7 @@ from qnet.params import Params, load_params
 from qnet.quantizer import Quantizer, quantizers
 from qnet.runtime import Runtime, start
 from stages.bars import bar
-from stages.clusters import Clustered, Coarse
+from stages.cluster_files import Clustered, Coarse
 from stages.common import ACTIVATIONS, WEIGHTS, Parser, run_tool
 from stages.data import prepared_like, sample_batch, sample_images
 from stages.pictures import draw_panels, draw_quantizer
