@@ -4,6 +4,7 @@ from qnet.calibration import activation_histograms
 from qnet.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from qnet.clustering import Clusters, cluster
 from qnet.data import DatasetInfo
+from qnet.data.pixels import to_pixels
 from qnet.errors import UserError
 from qnet.histogram import Histogram
 from qnet.insertion import insert_quantizers
@@ -44,5 +45,6 @@ __all__ = [
     "soft_forward",
     "soft_steps",
     "to_int8",
+    "to_pixels",
     "weight_levels",
 ]
