@@ -31,28 +31,26 @@ def synchronise_batch_norm(model: nn.Module) -> None:
     """Make every batch norm in `model` use statistics over all processes' images during training.
 
     A module stays the same object, with its name and parameters; only its class changes.
-    `nn.SyncBatchNorm` stays as it is.
 
     Raises:
         UserError: a subclass of batch norm has a forward of its own.
     """
     for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm) or isinstance(module, nn.SyncBatchNorm):
+        if not isinstance(module, _BatchNorm) or isinstance(module, _Synchronised):
             continue
+        kind = type(module)
         if not is_plain(module):
             raise UserError(
-                f"runtime.processes: {name} ({type(module).__name__}) is batch norm with a "
-                "forward of its own, which sees the images of one process only; use "
-                "runtime.processes=1, or nn.BatchNorm2d and what follows it"
+                f"runtime.processes: {name} ({kind.__name__}) is batch norm with a forward of its "
+                "own, which would see the images of one process only; use runtime.processes=1"
             )
-        if not isinstance(module, _Synchronised):
-            kind = type(module)
-            module.__class__ = type(kind.__name__, (_Synchronised, kind), {})
+        module.__class__ = type(kind.__name__, (_Synchronised, kind), {})
 
 
 def is_plain(module: nn.Module) -> bool:
     """Whether this is batch norm, over several processes too, and computes nothing else."""
-    return getattr(type(module), "forward", None) in (_BatchNorm.forward, _Synchronised.forward)
+    known = (_BatchNorm.forward, nn.SyncBatchNorm.forward, _Synchronised.forward)
+    return isinstance(module, _BatchNorm) and type(module).forward in known
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def activation_histograms(
     if unused := [site for site, histogram in histograms.items() if histogram.count == 0]:
         raise UserError(
             f"activation_histograms: the network never calls {some(unused)} (of a layer it may use "
-            "the weight alone); leave that out of sites"
+            "the weight alone); leave that out of sites, or add it to keep"
         )
     return histograms
 

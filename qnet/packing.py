@@ -6,8 +6,8 @@
     its quantizer         α
     everything else       as in the state dict
 
-What only training needs (`training_only`) is left out. A tensor with two names is stored twice.
-`qnet.size` counts the bytes.
+What only training needs (`training_only`) is left out. A tensor with two names is stored twice
+(`qnet.size` counts it once).
 """
 
 from __future__ import annotations

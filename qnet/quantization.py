@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qnet.calibration import activation_histograms
 from qnet.clustering import cluster
+from qnet.errors import UserError
 from qnet.insertion import insert_quantizers
 from qnet.levels import activation_levels, weight_levels
 from qnet.quantizer import Quantizer
@@ -40,9 +41,14 @@ def quantize_model(
         `model`.
 
     Raises:
-        UserError: an argument is none of these, no layer is left, the network never calls one, or
-            activations are quantized and there are no images. The model is then unchanged.
+        UserError: an argument is none of these, both are "full", or no layer is left; or, with
+            activations quantized, the network never calls a layer, or there are no images. The
+            model is then unchanged.
     """
+    if weight_levels(weights) is None and activation_levels(activations) is None:
+        raise UserError(
+            "quantize_model: weights and activations are both full; quantize one or both"
+        )
     layers = quantizable_layers(model, keep)
     weight_quantizers, activation_quantizers = {}, {}
     if (levels := weight_levels(weights)) is not None:

@@ -248,8 +248,8 @@ class Quantizer(nn.Module):
             errors.append(f"{prefix}thresholds {given.tolist()}: {_INCREASING}")
             return
         own = {  # with assign=True these tensors themselves are taken
-            name: _enough_digits(tensor)
-            for name, tensor in state_dict.items()
+            name: _enough_digits(value) if isinstance(value, Tensor) else value
+            for name, value in state_dict.items()
             if name.startswith(prefix)
         }
         super()._load_from_state_dict(own, prefix, *args, **kwargs)

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.batch_norm import is_plain
 from qnet.errors import one_line
-from qnet.layers import QuantizedLayer, SkippedReLU, has_hooks, is_quantizable
+from qnet.layers import QuantizedLayer, SkippedReLU, has_hooks
 from qnet.quantizer import Quantizer
 from qnet.tracing import CalledWithImages, left_as_it_was
 
@@ -76,6 +76,9 @@ def skip_relus(model: nn.Module) -> list[str]:
     return [name.removeprefix("network.") for name in skipped]
 
 
+_COMPUTED_ANEW = (nn.Conv2d.forward, nn.Linear.forward, QuantizedLayer.forward)
+
+
 class _Tracer(fx.Tracer):
     """Keeps layers whole, also quantized ones and batch norm over several processes."""
 
@@ -114,7 +117,8 @@ def _is_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return False
     if node.op == "call_module":
         module = modules[str(node.target)]
-        known = is_quantizable(module) or is_plain(module)  # a subclass may give back its input
+        # A subclass with a forward of its own may give back its input.
+        known = type(module).forward in _COMPUTED_ANEW or is_plain(module)
         return known and not has_hooks(module)
     if node.target is operator.add:  # or `+=`, traced alike, which writes to its left side
         left = node.args[0]

@@ -13,7 +13,9 @@ _SHARE = 0.01
 
 
 class ScaleFloor:
-    """Keeps each alpha and beta that learns above 1 % of where it started, if that is above zero.
+    """Keeps each alpha and beta that learns above 1 % of what it is now, if that is above zero.
+
+    Make one before training, and call `apply` after each step.
 
     A layer before batch norm does not depend on its alpha, which then drifts; below zero all levels
     of the layer would change their sign.

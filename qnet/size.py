@@ -1,7 +1,8 @@
-"""How many bytes a network takes where it is deployed, as `qnet.packing` stores it.
+"""How many bytes a network takes where it is deployed.
 
-Quantized weights count packed, in whole bytes per tensor; all other floating-point numbers as
-float32; integers at their own size. A tensor with two names counts once, and is not packed.
+Quantized weights count packed, as in `qnet.packing`, in whole bytes per tensor; all other
+floating-point numbers as float32; integers at their own size. A tensor with two names counts once,
+and is not packed.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def left_as_it_was(network: nn.Module) -> Iterator[None]:
     """
     modules = list(network.modules())
     kept = [(vars(module).copy(), module._buffers.copy()) for module in modules]
-    values = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    values = [(buffer, buffer.clone()) for buffer in network.buffers() if not buffer.is_meta]
     try:
         yield
     finally:
@@ -28,7 +28,8 @@ def left_as_it_was(network: nn.Module) -> Iterator[None]:
             module._buffers.update(buffers)
         with torch.no_grad():
             for buffer, value in values:
-                buffer.copy_(value)
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 class CalledWithImages(nn.Module):

@@ -91,7 +91,7 @@ class Trainer:
         self._check(teacher)
         self.learning = Learning(model, params)
         broadcast_state(model)
-        if world_size() > 1:
+        if world_size() > 1 and self.learning.norms_learn:
             synchronise_batch_norm(model)
         self._require_learning()
         self.optimizer = build_optimizer(model, params)

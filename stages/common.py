@@ -41,7 +41,7 @@ def output_file(suffix: str) -> Callable[[str], Path]:
 
     def parse(name: str) -> Path:
         path = Path(name)
-        if path.is_file() and path.suffix != suffix:
+        if path.is_file() and path.suffix.lower() not in ("", suffix):
             raise argparse.ArgumentTypeError(
                 f"{name} is there and is another kind of file; give a name that ends in {suffix}"
             )

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qnet.resume import ResumeFile, State
+from qnet.resume import ResumeFile
+from qnet.states import State
 
 RESUME = Path(".resume")
 EXPERIMENTS = (".dvc", "tmp", "exps")

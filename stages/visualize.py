@@ -33,7 +33,6 @@ Seen = tuple[Histogram, Tensor]
 def main() -> None:
     """Draw the inputs and outputs of each quantizer of a checkpoint, and an overview."""
     arguments = _arguments()
-    make_folder(arguments.output)
     params = load_params()
     path = arguments.checkpoint or _newest()
     runtime = start(params.runtime)
@@ -46,6 +45,7 @@ def main() -> None:
             f"{path} is packed, without its unquantized weights; give the file that it was packed "
             "from"
         )
+    make_folder(arguments.output)  # fail now, not after the work
     weights = {name: q for name, q in found.items() if name.endswith(".weight_quantizer")}
     seen = {name: _look_at_weight(checkpoint, name, q) for name, q in weights.items()}
     activations = {name: q for name, q in found.items() if name not in weights}

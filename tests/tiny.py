@@ -39,7 +39,7 @@ def network(classes: int, channels: int, size: int) -> nn.Module:
         nn.Conv2d(8, 8, 3, padding=1, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(),
-        nn.MaxPool2d((size // 4, size)),  # 4 × 1
+        nn.AdaptiveMaxPool2d((4, 1)),
         nn.Flatten(),
         nn.Linear(32, classes),
     )

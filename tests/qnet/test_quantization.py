@@ -72,6 +72,7 @@ def test_weights_alone_need_no_images() -> None:
         ({"weights": 9, "activations": "full"}, "weights.levels 9"),
         ({"weights": 2, "activations": 0}, "activations.bits 0"),
         ({"weights": 2, "activations": 2}, "no images"),
+        ({"weights": "full", "activations": "full"}, "both full"),
         ({"weights": 2, "activations": "full", "keep": ["4"]}, "model.keep: '4'"),
     ],
 )

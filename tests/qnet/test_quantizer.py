@@ -206,6 +206,12 @@ def test_scales_stay_in_float32_when_their_tensors_are_taken_over() -> None:
     assert quantizer.alpha.requires_grad
 
 
+def test_a_value_that_is_no_tensor_is_told_by_torch() -> None:
+    quantizer = Quantizer(weight_levels(2))
+    with pytest.raises(RuntimeError, match="alpha"):
+        quantizer.load_state_dict({**quantizer.state_dict(), "alpha": 0.5})
+
+
 @pytest.mark.parametrize("shape", [(10,), (1, 1, 1), (2, 3, 1)])
 def test_a_scale_that_does_not_fit_the_values_is_refused(shape: tuple[int, ...]) -> None:
     x = torch.ones(5, 1)

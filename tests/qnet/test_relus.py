@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import qnet.fused
 from qnet.batch_norm import synchronise_batch_norm
@@ -225,6 +226,20 @@ def test_a_subclass_of_batch_norm_may_give_back_its_input() -> None:
     assert torch.equal(model(x), expected)
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda: parametrizations.weight_norm(nn.Conv2d(3, 3, 1)),
+        lambda: nn.SyncBatchNorm(3),
+        lambda: insert_quantizers(nn.Conv2d(3, 3, 1), weights={"": quantizer(signed=True)}),
+    ],
+    ids=["weight norm", "synchronised batch norm", "quantized"],
+)
+def test_what_a_known_forward_gives_is_new(first: Callable[[], nn.Module]) -> None:
+    model = nn.Sequential(first(), nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3))
+    assert skip_relus(quantized(model, "2")) == ["1"]
+
+
 class Remembers(nn.Module):
     """Keeps what it computes, in attributes and buffers."""
 
@@ -233,6 +248,7 @@ class Remembers(nn.Module):
         self.first, self.relu, self.layer = nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4)
         self.register_buffer("level", torch.zeros(()))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("expanded", torch.zeros(1).expand(4))  # cannot be written to
 
     def forward(self, x: Tensor) -> Tensor:
         self.features = self.first(x)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qnet.batch_norm import measure_batch_norm, synchronise_batch_norm
+from qnet.batch_norm import is_plain, measure_batch_norm, synchronise_batch_norm
 from qnet.data import Batches
 from qnet.errors import UserError
 from qnet.training import TrainingData
@@ -92,3 +92,11 @@ def test_several_processes_refuse_batch_norm_with_a_forward_of_its_own():
 
     with pytest.raises(UserError, match=r"runtime\.processes: 1 \(Activated\)"):
         synchronise_batch_norm(nn.Sequential(nn.BatchNorm2d(3), Activated(3)))
+
+
+def test_several_processes_take_synchronised_batch_norm_of_torch():
+    model = nn.Sequential(nn.SyncBatchNorm(3))
+    synchronise_batch_norm(model)
+    synchronise_batch_norm(model)  # a second time changes nothing
+    assert is_plain(model[0])
+    assert model.eval()(torch.ones(1, 3, 2, 2)).shape == (1, 3, 2, 2)
