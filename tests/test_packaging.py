@@ -1,7 +1,10 @@
-"""The library can be imported without the packages that only the pipeline needs."""
+"""The library can be installed alone, and imported without what only the pipeline needs."""
 
+import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +34,25 @@ def test_qnet_imports_without_the_pipeline():
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 10
+
+
+def test_the_wheel_is_the_library_and_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77", reason="pyproject.toml needs it")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for package in ("qnet", "stages", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=ignored)
+    build = "from setuptools.build_meta import build_wheel; print('built', build_wheel('.'))"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    wheel = tmp_path / done.stdout.split()[-1]
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    files = (path for path in (tmp_path / "qnet").rglob("*") if path.is_file())
+    assert packed == {path.relative_to(tmp_path).as_posix() for path in files}
+    assert "qnet/py.typed" in packed
 
 
 def test_the_oldest_versions_are_those_that_pyproject_names():
