@@ -154,7 +154,11 @@ def shorten(path: Path) -> None:
     path.write_text(yaml.safe_dump(tree))
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+# The best recipe is the short one but for its epochs (test_own_recipes.py).
+TRAINED = [recipe for recipe in RECIPES if recipe.stem != "resnet20-cifar10-best"]
+
+
+@pytest.mark.parametrize("recipe", TRAINED, ids=lambda path: path.stem)
 def test_two_steps_of_every_phase(recipe, raw, tmp_path, monkeypatch):
     params = Path(shutil.copy(recipe, tmp_path / "params.yaml"))
     shorten(params)

@@ -74,5 +74,6 @@ def test_a_pair_trains_and_is_exact(weights, bits, tiny_split):
             )
     with torch.no_grad():
         model(images)
+    assert found.keys() == (set() if bits == "full" else set(layers))
     for name, output in found.items():
         assert len(output.unique()) <= 2**bits, name

@@ -1,5 +1,7 @@
 """The optimizer does what the parameters say: clipping, rates, momentum and decay."""
 
+import math
+
 import pytest
 import torch
 
@@ -43,15 +45,16 @@ def test_parameters_fall_into_groups_by_how_they_learn() -> None:
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [(0.5, 0.1), (0.5, 0.0), (0.1, 0.0)]
     names = {id(p): name for name, p in model.named_parameters()}
     matrices, vectors, scales = ([names[id(p)] for p in group["params"]] for group in groups)
-    assert all(name.endswith("weight") for name in matrices)
-    assert all(name.endswith(("weight", "bias")) for name in vectors)
+    assert set(matrices) == {"3.weight", "6.weight", "11.weight"}  # without the frozen 0.weight
+    assert set(vectors) == {*(f"{n}.{p}" for n in (1, 4, 7) for p in ("weight", "bias")), "11.bias"}
     assert scales
     assert all(name.endswith(SCALES) for name in scales)
     assert {*matrices, *vectors, *scales} == {*names.values()} - {names[id(frozen)]}
 
 
 def test_the_rate_changes_with_every_batch(params, data):
-    run = trainer("fp", params("fp", epochs=2, warmup_epochs=1), data)
+    settings = params("fp", epochs=2, warmup_epochs=1, lr=0.6, schedule="cosine")
+    run = trainer("fp", settings, data)
     rates = []
     step = run.step
 
@@ -60,8 +63,13 @@ def test_the_rate_changes_with_every_batch(params, data):
         step(images, labels)
 
     run.step = recorded
-    run.fit()
-    assert len(set(rates)) == len(rates) == 2 * len(data.train)
+    rows = run.fit().rows
+    count = len(data.train)
+    assert len(set(rates)) == len(rates) == 2 * count
+    middles = [(step + 0.5) / count for step in range(count)]
+    falling = [0.3 * (1 + math.cos(math.pi * middle)) for middle in middles]
+    assert rates == pytest.approx([0.6 * middle for middle in middles] + falling)
+    assert [row["lr"] for row in rows] == pytest.approx([0.3, 0.3])
 
 
 def test_the_rate_of_a_recorded_step_is_changed_in_place() -> None:

@@ -17,7 +17,7 @@ from qnet.optimizer import set_learning_rate
 from qnet.quantizer import quantizers
 from qnet.relus import SkippedReLU
 from qnet.runtime import Runtime
-from qnet.training import TrainingData
+from qnet.training import Trainer, TrainingData
 from qnet.weights import weight_groups
 from tests.tiny import network
 from tests.trainers import (
@@ -83,14 +83,48 @@ def test_last_keeps_the_last_epoch(params, data):
     assert history.best_epoch == 4
 
 
-def test_the_model_ends_with_the_selected_epochs_weights(params, data):
+@pytest.mark.parametrize("best", [1, 2, 4])
+def test_the_model_ends_with_the_selected_epochs_weights(best, params, data, monkeypatch):
+    tops = iter([90.0 if epoch == best else 50.0 for epoch in range(1, 5)])
+    score = {"validation_loss": 1.0}
+    monkeypatch.setattr(Trainer, "_score", lambda self: score | {"validation_top1": next(tops)})
     states = []
     run = trainer("fp", params("fp"), data)
     history = run.fit(
         on_epoch=lambda h: states.append({k: v.clone() for k, v in run.model.state_dict().items()})
     )
+    assert history.best_epoch == best
+    assert not torch.equal(states[0]["0.weight"], states[1]["0.weight"])
     for name, tensor in run.model.state_dict().items():
-        assert torch.equal(tensor, states[history.best_epoch - 1][name])
+        assert torch.equal(tensor, states[best - 1][name]), name
+
+
+def test_the_seed_and_the_phase_decide_and_nothing_else(params, data):
+    first, again, other_seed, other_phase = (
+        Trainer(model_of("fp"), params("fp", epochs=1), data, CPU, phase=phase, seed=seed)
+        .fit()
+        .rows
+        for phase, seed in (("x", 0), ("x", 0), ("x", 1), ("y", 0))
+    )
+    assert first == again
+    assert first != other_seed
+    assert first != other_phase
+    assert other_seed != other_phase
+
+
+def test_every_epoch_has_an_order_of_its_own(params, data):
+    run = trainer("fp", params("fp", epochs=2), data)
+    orders, step = [], run.step
+
+    def recorded(images, labels):
+        orders.append(labels.tolist())
+        step(images, labels)
+
+    run.step = recorded
+    run.fit()
+    steps = len(data.train)
+    assert len(orders) == 2 * steps
+    assert orders[:steps] != orders[steps:]
 
 
 def test_a_loss_that_is_not_finite_names_the_learning_rate(params, data):

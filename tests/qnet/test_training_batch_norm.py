@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from qnet.batch_norm import is_plain, measure_batch_norm, synchronise_batch_norm
 from qnet.data import Batches
 from qnet.errors import UserError
+from qnet.runtime import Runtime
 from qnet.training import TrainingData
 from tests.trainers import (
     trainer,
@@ -100,3 +101,19 @@ def test_several_processes_take_synchronised_batch_norm_of_torch():
     synchronise_batch_norm(model)  # a second time changes nothing
     assert is_plain(model[0])
     assert model.eval()(torch.ones(1, 3, 2, 2)).shape == (1, 3, 2, 2)
+
+
+def test_batch_norm_is_measured_in_float32_on_no_fewer_images(params, data, monkeypatch):
+    mixed = Runtime(torch.device("cpu"), mixed=True)
+    measure, seen = measure_batch_norm, []
+
+    def watched(model, batches):
+        hook = model[3].register_forward_hook(
+            lambda layer, inputs, output: seen.append((output.dtype, len(output)))
+        )
+        measure(model, batches)
+        hook.remove()
+
+    monkeypatch.setattr("qnet.training.measure_batch_norm", watched)
+    trainer("weights", params("weights", epochs=1, bn_images=40), data, mixed).fit()
+    assert seen == [(torch.float32, 16)] * 3
