@@ -230,6 +230,7 @@ def test_other_layers_stay_as_they_are(build):
     assert ("one alpha each" in str(caught.value)) == quantized_otherwise
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_a_layer_without_weights_stays_as_it_is():
     layers = nn.Sequential(quantized(nn.Linear(3, 4)), quantized(nn.Linear(0, 4)))
     x = torch.empty(2, 0)
