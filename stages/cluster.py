@@ -9,6 +9,8 @@ Writes checkpoints/weight_clusters.json, checkpoints/activation_clusters.json an
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
+from statistics import fmean
 
 from qnet.checkpoint import load_checkpoint
 from qnet.clustering import Clusters
@@ -16,7 +18,7 @@ from qnet.files import check_writable, write_text
 from qnet.params import Params
 from qnet.runtime import start
 from stages.ahead import check_ahead
-from stages.cluster_files import LAYERS, SITES
+from stages.cluster_files import LAYERS, SITES, Clustered, ClusteredByBits
 from stages.clustering import activation_clusters, weight_clusters
 from stages.common import (
     ACTIVATION_CLUSTERS,
@@ -24,12 +26,15 @@ from stages.common import (
     METRICS,
     WEIGHT_CLUSTERS,
     run,
+    write_csv,
     write_json,
 )
 from stages.data import prepared_like
 from stages.pictures import draw_clusters
 
 BITS = range(1, 9)  # all of them, so that a sweep over activations.bits clusters once
+FOLDER = METRICS / "cluster"
+FIGURES = ("inertia", "trimmed", "alpha", "beta")
 
 
 def main(params: Params) -> None:
@@ -43,20 +48,48 @@ def main(params: Params) -> None:
     activations = activation_clusters(params, checkpoint, runtime, BITS)
     write_text(WEIGHT_CLUSTERS, json.dumps(LAYERS.dump_python(weights, mode="json")))
     write_text(ACTIVATION_CLUSTERS, json.dumps(SITES.dump_python(activations, mode="json")))
-    figures = {
-        "weights": {layer: _figures(found.clusters) for layer, found in weights.items()},
-        "activations": {
-            site: {bits: _figures(clusters) for bits, clusters in found.clusters.items()}
-            for site, found in activations.items()
-        },
-    }
-    write_json(METRICS / "cluster" / "metrics.json", figures)
-    draw_clusters(METRICS / "cluster" / "pictures", weights)
+    _write_weights(weights)
+    _write_activations(activations)
+    write_json(FOLDER / "metrics.json", _summary(weights.values(), activations.values()))
+    draw_clusters(FOLDER / "pictures", weights)
 
 
-def _figures(clusters: Clusters) -> dict[str, float]:
-    """Figures that `dvc metrics` shows."""
-    return {name: getattr(clusters, name) for name in ("inertia", "trimmed", "alpha", "beta")}
+def _summary(
+    weights: Collection[Clustered], activations: Collection[ClusteredByBits]
+) -> dict[str, object]:
+    """Means over the layers, few enough for `dvc metrics`."""
+    figures: dict[str, object] = {}
+    if weights:
+        figures["weights"] = {
+            "inertia": fmean(found.clusters.inertia for found in weights),
+            "trimmed": fmean(found.clusters.trimmed for found in weights),
+        }
+    if activations:
+        figures["activations"] = {
+            "inertia": {
+                bits: fmean(found.clusters[bits].inertia for found in activations) for bits in BITS
+            },
+            "trimmed": fmean(found.clusters[1].trimmed for found in activations),
+        }
+    return figures
+
+
+def _write_weights(weights: Mapping[str, Clustered]) -> None:
+    rows = ([layer, *_figures(found.clusters)] for layer, found in weights.items())
+    write_csv(FOLDER / "weights.csv", ["layer", *FIGURES], rows)
+
+
+def _write_activations(activations: Mapping[str, ClusteredByBits]) -> None:
+    rows = (
+        [site, bits, *_figures(clusters)]
+        for site, found in activations.items()
+        for bits, clusters in found.clusters.items()
+    )
+    write_csv(FOLDER / "activations.csv", ["site", "bits", *FIGURES], rows)
+
+
+def _figures(clusters: Clusters) -> list[float]:
+    return [getattr(clusters, name) for name in FIGURES]
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -161,6 +162,17 @@ def reading(path: Path) -> Iterator[None]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` as indented JSON, with floats rounded to 6 significant digits."""
     write_text(path, json.dumps(_rounded(content), indent=2) + "\n")
+
+
+def write_csv(path: Path, names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table with column `names`, with floats rounded to 6 significant digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(
+        [f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows
+    )
+    write_text(path, text.getvalue())
 
 
 def _rounded(value: Any) -> Any:

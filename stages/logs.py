@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 import sys
 import time
@@ -14,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from qnet.files import make_folder, write_text
+from qnet.files import make_folder
 from qnet.history import History, Row
 from qnet.layers import quantized_weights
 from qnet.quantizer import quantizers
-from stages.common import METRICS
+from stages.common import METRICS, write_csv
 
 RUNS = Path("runs")
 NOTICEABLE = 0.05  # share of an epoch spent waiting for images
@@ -115,19 +113,13 @@ class Log:
 
 def write_curves(stage: str, rows: Sequence[Row]) -> None:
     """Write one line per epoch to metrics/<stage>/curves.csv; without epochs, only the header."""
-    text = io.StringIO()
     names = list(rows[0]) if rows else NAMES
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
-    write_text(METRICS / stage / "curves.csv", text.getvalue())
+    values = ([row[name] for name in names] for row in rows)
+    write_csv(METRICS / stage / "curves.csv", names, values)
 
 
 def write_confusion(stage: str, classes: Sequence[str], actual: Tensor, predicted: Tensor) -> None:
     """Write the true and the predicted class of each image to metrics/<stage>/confusion.csv."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["actual", "predicted"])
-    for pair in zip(actual.tolist(), predicted.tolist(), strict=True):
-        writer.writerow([classes[label] for label in pair])
-    write_text(METRICS / stage / "confusion.csv", text.getvalue())
+    pairs = zip(actual.tolist(), predicted.tolist(), strict=True)
+    rows = ([classes[label] for label in pair] for pair in pairs)
+    write_csv(METRICS / stage / "confusion.csv", ["actual", "predicted"], rows)

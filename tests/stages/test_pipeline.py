@@ -1,8 +1,10 @@
 """The stages one after another, and stages killed at any moment."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -22,6 +24,12 @@ def results(folder: Path, stage: str) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, by column."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_every_stage_leaves_what_dvc_yaml_names(finished):
     for name in ("fp.safetensors", "weight_clusters.json", "activation_clusters.json"):
         assert (finished / "checkpoints" / name).stat().st_size > 0
@@ -31,11 +39,10 @@ def test_every_stage_leaves_what_dvc_yaml_names(finished):
         assert metrics["selected_on"] == "validation"
         assert metrics["best_epoch"] in (1, 2, 3)
         assert metrics["bytes"] > 0
-        curves = (finished / "metrics" / stage / "curves.csv").read_text().splitlines()
-        assert len(curves) == 1 + 3
-        confusion = (finished / "metrics" / stage / "confusion.csv").read_text().splitlines()
-        assert confusion[0] == "actual,predicted"
-        assert len(confusion) == 1 + 359
+        assert len(table(finished / "metrics" / stage / "curves.csv")) == 3
+        confusion = table(finished / "metrics" / stage / "confusion.csv")
+        assert list(confusion[0]) == ["actual", "predicted"]
+        assert len(confusion) == 359
     assert not (finished / ".resume").exists()
 
 
@@ -62,11 +69,30 @@ def test_quantizing_compresses(finished):
     assert compressions[1] > compressions[2] > 1
 
 
-def test_cluster_metrics_have_every_layer_and_every_number_of_bits(finished):
-    metrics = json.loads((finished / "metrics" / "cluster" / "metrics.json").read_text())
-    assert set(metrics["weights"]) == set(metrics["activations"]) == {"3", "6"}
-    assert set(metrics["activations"]["3"]) == {str(bits) for bits in range(1, 9)}
-    assert set(metrics["weights"]["3"]) == {"inertia", "trimmed", "alpha", "beta"}
+def test_cluster_writes_every_layer_and_every_number_of_bits(finished):
+    weights = table(finished / "metrics" / "cluster" / "weights.csv")
+    activations = table(finished / "metrics" / "cluster" / "activations.csv")
+    assert [row["layer"] for row in weights] == ["3", "6"]
+    assert [(row["site"], row["bits"]) for row in activations] == [
+        (site, str(bits)) for site in ("3", "6") for bits in range(1, 9)
+    ]
+    figures = ["inertia", "trimmed", "alpha", "beta"]
+    assert list(weights[0]) == ["layer", *figures]
+    assert list(activations[0]) == ["site", "bits", *figures]
+
+
+def test_cluster_metrics_are_means_over_the_layers(finished):
+    folder = finished / "metrics" / "cluster"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    weights, activations = table(folder / "weights.csv"), table(folder / "activations.csv")
+    for name in ("inertia", "trimmed"):
+        mean = fmean(float(row[name]) for row in weights)
+        assert metrics["weights"][name] == pytest.approx(mean, rel=1e-4)
+    for bits, inertia in metrics["activations"]["inertia"].items():
+        mean = fmean(float(row["inertia"]) for row in activations if row["bits"] == bits)
+        assert inertia == pytest.approx(mean, rel=1e-4)
+    trimmed = fmean(float(row["trimmed"]) for row in activations)
+    assert metrics["activations"]["trimmed"] == pytest.approx(trimmed, rel=1e-4)
 
 
 def test_the_report_prints_and_draws_the_three_networks(finished, tmp_path):
@@ -192,8 +218,8 @@ def test_relu_sites(workspace):
     write_params(workspace, activations__sites="relu", activations__bits=3)
     for stage in ("cluster", "train_weights", "train_activations"):
         run(stage, workspace)
-    metrics = json.loads((workspace / "metrics" / "cluster" / "metrics.json").read_text())
-    assert set(metrics["activations"]) == {"2", "5", "8"}
+    activations = table(workspace / "metrics" / "cluster" / "activations.csv")
+    assert {row["site"] for row in activations} == {"2", "5", "8"}
 
 
 @pytest.mark.parametrize("scales", [True, False])
