@@ -1,13 +1,14 @@
 """Stage prepare: split a data set, compute statistics, and write labels and pixels or a listing.
 
 Reads the data set named by data.name and data.root,
-and of params.yaml: seed, data.
+and of params.yaml: seed, data, and model.name only to check it.
 Writes data/prepared.
 """
 
 from __future__ import annotations
 
 from qnet.data import load_source, prepare, prepare_imagenet, save_manifest, save_prepared
+from qnet.models.building import find_model
 from qnet.params import Params
 from stages.bars import counter
 from stages.common import PREPARED, on_one_line, run
@@ -15,6 +16,7 @@ from stages.common import PREPARED, on_one_line, run
 
 def main(params: Params) -> None:
     """Write data/prepared from the data set that `data` names."""
+    find_model(params.model.name)  # refuse a wrong name now, not after the work
     data, bar = params.data, counter("prepare")
     size = None if data.size == "auto" else data.size
     channels = None if data.channels == "auto" else data.channels

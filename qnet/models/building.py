@@ -31,6 +31,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "simplenet": SimpleNet,
 }
 
+Builder = Callable[[int, int, int], nn.Module]
+
 # Without these options they return a tuple in training, and warn about slow initialisation.
 _TORCHVISION_EXTRAS = {
     name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
@@ -50,22 +52,30 @@ def build_model(name: str, *, classes: int, channels: int = 3, size: int = 32) -
     Raises:
         UserError: there is no such model, or it cannot take such images.
     """
-    if name in MODELS:
-        model = MODELS[name](classes=classes, channels=channels)
-    elif name.startswith("torchvision/"):
-        model = _torchvision_model(name, classes, channels)
-    elif ":" in name:
-        model = _own_model(name, classes, channels, size)
-    else:
-        other = f"torchvision/{name}"
-        known = [other] if name in _classifiers() else list(MODELS)
-        raise UserError(
-            f"model.name: {name!r} is not a model, {nearest(name, known)}; "
-            f"allowed: {', '.join(MODELS)}, torchvision/<name> or package.module:function"
-        )
+    model = find_model(name)(classes, channels, size)
     check_shapes(model, name, classes, channels, size)
     check_state(model, name)
     return model
+
+
+def find_model(name: str) -> Builder:
+    """Function of classes, channels and size, as in `build_model`, that builds this network.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if name in MODELS:
+        return lambda classes, channels, size: MODELS[name](classes=classes, channels=channels)
+    if name.startswith("torchvision/"):
+        return _torchvision_builder(name)
+    if ":" in name:
+        return partial(_own_model, name, _own_function(name))
+    other = f"torchvision/{name}"
+    known = [other] if name in _classifiers() else list(MODELS)
+    raise UserError(
+        f"model.name: {name!r} is not a model, {nearest(name, known)}; "
+        f"allowed: {', '.join(MODELS)}, torchvision/<name> or package.module:function"
+    )
 
 
 def source_files(name: str) -> list[Path]:
@@ -74,7 +84,7 @@ def source_files(name: str) -> list[Path]:
     return [Path(spec.origin)] if spec is not None and spec.origin is not None else []
 
 
-def _torchvision_model(name: str, classes: int, channels: int) -> nn.Module:
+def _torchvision_builder(name: str) -> Builder:
     import torchvision  # takes a second, and only these names need it
 
     known = _classifiers()
@@ -85,6 +95,12 @@ def _torchvision_model(name: str, classes: int, channels: int) -> nn.Module:
             f"the nearest are {', '.join(get_close_matches(short, known, 3, 0.0))}; for all names "
             "see torchvision.models.list_models()"
         )
+    return partial(_torchvision_model, short)
+
+
+def _torchvision_model(short: str, classes: int, channels: int, size: int) -> nn.Module:
+    import torchvision
+
     extras = _TORCHVISION_EXTRAS.get(short, {})
     model = torchvision.models.get_model(short, weights=None, num_classes=classes, **extras)
     if extras and channels == 3:
@@ -115,7 +131,7 @@ def _replace_first_convolution(model: nn.Module, channels: int) -> None:
     setattr(model.get_submodule(parent), leaf, new)
 
 
-def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
+def _own_function(name: str) -> Callable[..., nn.Module]:
     module, _, attribute = name.partition(":")
     if module == "__main__":
         raise UserError(
@@ -123,7 +139,7 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
             "module of its own and write package.module:function"
         )
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        function: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
         signature = inspect.signature(function)
     except (Exception, SystemExit) as error:  # importing runs the module, which may do anything
         raise UserError(
@@ -132,12 +148,18 @@ def _own_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
             "find from here"
         ) from error
     try:
-        signature.bind(classes=classes, channels=channels, size=size)
+        signature.bind(classes=10, channels=3, size=32)
     except TypeError as error:
         raise UserError(
-            f"model.name: {name!r} has the signature {signature}; it must accept the keywords of "
-            f"{attribute}(classes={classes}, channels={channels}, size={size})"
+            f"model.name: {name!r} has the signature {signature}; it must accept the "
+            "keywords classes, channels and size"
         ) from error
+    return function
+
+
+def _own_model(
+    name: str, function: Callable[..., nn.Module], classes: int, channels: int, size: int
+) -> nn.Module:
     try:
         model = function(classes=classes, channels=channels, size=size)
     except (Exception, SystemExit) as error:

@@ -47,6 +47,13 @@ def test_a_mistake_is_one_line_and_status_2(changes, message, workspace):
     assert not any("Traceback" in line for line in output)
 
 
+@pytest.mark.parametrize("name", ["resnet21", "torchvision/resnet", "tests.tiny:none", "no:one"])
+def test_a_model_that_is_not_there_is_told_before_images_are_read(name, workspace):
+    write_params(workspace, model__name=name, data__name="image_folder", data__root="nowhere")
+    output = run("prepare", workspace, status=2)
+    assert output.startswith(f"error: model.name: {name!r}")
+
+
 @pytest.mark.parametrize("stage", ["cluster", "train_weights"])
 def test_a_mistake_in_a_later_section_is_told_before_training(stage, workspace):
     write_params(workspace, activations__batch_size=5000)
