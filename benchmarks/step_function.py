@@ -3,7 +3,8 @@
 Compared with `copy_` of the same tensor, the minimum for any operation on it, and with the soft
 function written with autograd, one level at a time, in float32 (`benchmarks/textbook.py`). All take
 turns. Gradients are those of x, alpha and beta; that of the hard function has temperature 4. Memory
-is what forward and backward together need besides x and its incoming gradient.
+is what forward and backward together need besides x and its incoming gradient. With 255 thresholds
+the textbook's function is left out: it would need over 20 GiB.
 
     python -m benchmarks.step_function
 """

@@ -2,13 +2,15 @@
 
 A step comprises loading and augmenting a batch, forward, backward, clipping and optimizer, for
 ResNet-20 on random images of CIFAR's shape. The baseline is `benchmarks/textbook.py`: like the
-published code, in float32, with activations quantized after all 19 ReLUs. This project trains in
-its own loop over images in memory, with the optimizer and precision of params.yaml (bfloat16 if it
-is faster); quantizers have their default settings (hard, gradient at temperature 4) and are at the
-inputs of 18 layers. Like the baseline, it does not distil unless stated. The quantizers are
-compiled, or where stated the whole step. All take turns in one process that flushes denormal
-numbers to zero. Memory is the largest growth of the process during two steps, without libraries,
-compiling, data and workers. W/A are the bits of weights and activations; fp is full precision.
+published code, in float32, one level at a time, with activations quantized after all 19 ReLUs; but
+autograd finds its gradients and keeps what each level computed, so that its memory is not that of
+the published code, which keeps only the input. This project trains in its own loop over images in
+memory, with the optimizer and precision of params.yaml (bfloat16 if it is faster); quantizers have
+their default settings (hard, gradient at temperature 4) and are at the inputs of 18 layers. Like
+the baseline, it does not distil unless stated. The quantizers are compiled, or where stated the
+whole step. All take turns in one process that flushes denormal numbers to zero. Memory is the
+largest growth of the process during two steps, without libraries, compiling, data and workers. W/A
+are the bits of weights and activations; fp is full precision.
 
     python -m benchmarks.training_step
 """
