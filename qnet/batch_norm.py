@@ -57,7 +57,8 @@ def is_plain(module: nn.Module) -> bool:
 def measure_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set batch norm's mean and variance to their averages over `batches`; nothing else changes.
 
-    Batch norm that is not called keeps what it has.
+    Batch norm that is not called, or that the model's own `train` keeps in eval mode, keeps what it
+    has.
 
     During training they are running averages over the last few batches, of weights that still move
     and activations rounded to bfloat16. (Ioffe and Szegedy, 2015, algorithm 2, steps 8 to 12.)
@@ -66,7 +67,12 @@ def measure_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model: left in eval mode, in which all of it but batch norm also sees the batches.
         batches: what the model is called with, one after another; at least one.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    model.train()
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and module.training
+    ]
     momenta = [norm.momentum for norm in norms]
     before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     model.eval()

@@ -32,8 +32,12 @@ def activation_histograms(
 
     Raises:
         UserError: a site is not a module, or is never called, for example because another module
-            uses its weight; a batch is not a tensor; or there are no images.
+            uses its weight; a batch is not a tensor, or `batches` is one; or there are no images.
     """
+    if isinstance(batches, Tensor):  # its items are single images
+        raise UserError(
+            "activation_histograms: batches is one tensor; give a list of batches, such as [images]"
+        )
     histograms = {site: Histogram(f"activations at {site}") for site in sites}
     modules = dict(model.named_modules(remove_duplicate=False))
     if unknown := [site for site in sites if site not in modules]:

@@ -25,6 +25,7 @@ from qnet.models import build_model, computes_alike
 from qnet.packing import packed_state, unpacked_state
 from qnet.quantizer import Quantizer, quantizers
 from qnet.states import State, dtype_mismatch, load_state, misfit, read_tensors, write_tensors
+from qnet.tracing import left_as_it_was
 
 FORMAT = 1
 KEY = "qnet"
@@ -197,7 +198,9 @@ def check_rebuilt(path: str | Path, checkpoint: Checkpoint) -> None:
             "not what to_int8 made of it"
         )
     again.load_state_dict(model.state_dict(), assign=True)
-    if not computes_alike(model, again, checkpoint.dataset.channels, checkpoint.dataset.size):
+    with left_as_it_was(model):
+        alike = computes_alike(model, again, checkpoint.dataset.channels, checkpoint.dataset.size)
+    if not alike:
         raise UserError(
             f"{path} could not be read again: {architecture} makes a network with these weights "
             "that computes something else than this; name what builds it as it is now, such as a "

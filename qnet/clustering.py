@@ -283,7 +283,9 @@ def _kmeans_thresholds(
     """Thresholds from k-means of y = βx; None where there are too few distinct values."""
     if len(y) < len(levels.values):
         return None
-    y, weights = condense(y, weights, _POINTS)
+    few = condense(y, weights, _POINTS)
+    if len(few[0]) >= len(levels.values):  # with extreme outliers hardly any are left
+        y, weights = few
     firsts = kmeans(y, weights, len(levels.values))
     if thresholds == "clustered":
         b = (y[firsts[1:] - 1] + y[firsts[1:]]) / 2

@@ -96,7 +96,7 @@ def _places(
         for name, quantizer in quantizers.items():
             if name not in known:
                 raise UserError(
-                    f"{kind}: {name!r} is not {_DESCRIBED[kind]}; {nearest(name, known)}"
+                    f"{kind}: {name!r} is not {_DESCRIBED[kind]}; {nearest(str(name), known)}"
                 )
             module = modules[name]
             slot = "weight_quantizer" if kind == "weights" else _slots(module)[0]

@@ -162,6 +162,8 @@ def _linear_sums(
     codes: Tensor, zero_point: int, packed: Tensor, ones: Tensor, zeros: Tensor
 ) -> Tensor:
     """A custom operator, because `torch.compile` accepts oneDNN's only with a constant weight."""
+    if codes.numel() == 0:  # oneDNN drops leading dimensions
+        return codes.new_zeros((*codes.shape[:-1], len(ones)), dtype=torch.float32)
     return torch.ops.onednn.qlinear_pointwise(
         codes, 1.0, zero_point, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )

@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 
 from qnet.errors import UserError
 
@@ -160,9 +161,9 @@ def _name(spec: object) -> str:
 
 
 def _listed(spec: Sequence[int]) -> LevelSet:
-    if any(isinstance(value, bool) or not isinstance(value, int) for value in spec):
+    if any(isinstance(value, bool) or not isinstance(value, Integral) for value in spec):
         raise UserError(f"weights.levels {list(spec)}: not all integers; use integers only")
-    values = tuple(spec)
+    values = tuple(int(value) for value in spec)
     if values and values[0] >= 0:
         raise UserError(
             f"weights.levels {list(values)}: not symmetric about zero; "

@@ -57,7 +57,7 @@ class Quantize(torch.autograd.Function):
         """Temperature None: the hard staircase. Window temperature None: no gradient. Rectified:
         x and beta have no gradient where x <= 0, as behind a ReLU.
 
-        With `Stairs` in place of the heights the thresholds are not read.
+        With `Stairs` in place of the heights the thresholds are read only in float64.
         """
         temperature, window_temperature = _constant(temperature), _constant(window_temperature)
         ctx.save_for_backward(x, alpha, beta, thresholds)

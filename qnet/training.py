@@ -94,6 +94,7 @@ class Trainer:
         if world_size() > 1 and self.learning.norms_learn:
             synchronise_batch_norm(model)
         self._require_learning()
+        model.zero_grad(set_to_none=True)  # what is frozen now would count in the gradient's norm
         self.optimizer = build_optimizer(model, params)
         self.parameters = list(model.parameters())
         self.scale_floor = ScaleFloor(model)

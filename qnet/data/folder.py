@@ -108,7 +108,10 @@ def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
     """
     files, labels = _of_classes(folder, classes)
     names = [os.fsencode(path.relative_to(folder)) for path in files.paths]
-    sizes = [path.stat().st_size for path in files.paths]
+    try:
+        sizes = [path.stat().st_size for path in files.paths]
+    except OSError as error:  # includes dangling links, so that no image goes missing
+        raise unlisted(error) from error
     return Listing(str(folder), np.array(names), labels, np.array(sizes, dtype=np.int64))
 
 

@@ -162,9 +162,7 @@ def _find(
     listing = train.listing()
     if root / "train.txt" in lists:
         classes, indices, labels = _ordered_as_listed(root / "train.txt", train, classes)
-        if len(indices) < len(train.names):
-            left = len(train.names) - len(indices)
-            notes.append(f"images ignored, as they are not in {root / 'train.txt'}: {left}")
+        notes += _unlisted(root / "train.txt", train, indices)
         listing = train.listing(indices, labels)
     indices, labels = _read_list(root / "val.txt", test, len(classes))
     lacking = sorted(set(range(len(classes))) - set(labels.tolist()))
@@ -173,7 +171,14 @@ def _find(
             f"{root / 'val.txt'}: names no image of {some([classes[k] for k in lacking])} "
             f"(label {lacking[0]}): every class needs images in both lists"
         )
+    notes += _unlisted(root / "val.txt", test, indices)
     return classes, listing, test.listing(indices, labels), notes
+
+
+def _unlisted(file: Path, there: _Files, indices: np.ndarray) -> list[str]:
+    """A note if the list in `file` leaves out some of the images, those not at `indices`."""
+    left = len(there.names) - len(indices)
+    return [f"images ignored, as they are not in {file}: {left}"] if left else []
 
 
 def _scan(

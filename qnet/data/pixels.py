@@ -15,7 +15,7 @@ from qnet.errors import UserError
 
 
 def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """The pixels of one image, uint8 [channels, size, size].
+    """The pixels of one image, uint8 [channels, size, size]; channels is 1 or 3.
 
     Photographs are turned upright according to their EXIF data. Images of another size are resized
     with a bilinear filter (averaging when shrinking); those that are not square are cropped at the
@@ -24,11 +24,14 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
     Raises:
         ValueError: if the values are float or beyond 16 bits, which have no known range.
+        UserError: channels is another number.
     """
+    if channels not in (1, 3):
+        raise UserError(f"to_pixels: channels {channels}; use 1 (gray) or 3 (colour)")
     image = eight_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image)
+    pixels = np.array(image)  # writable, unlike PIL's own
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 

@@ -6,8 +6,10 @@ A name is one of `MODELS`, `torchvision/<name>` for any classifier of torchvisio
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import inspect
+import re
+import sys
 import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -79,9 +81,16 @@ def find_model(name: str) -> Builder:
 
 
 def source_files(name: str) -> list[Path]:
-    """Source file of the module in `package.module:function`; empty for other names."""
-    spec = importlib.util.find_spec(name.partition(":")[0]) if ":" in name else None
-    return [Path(spec.origin)] if spec is not None and spec.origin is not None else []
+    """Source files of a network named `package.module:function`; empty for other names.
+
+    They are those that are loaded of the whole package, since its modules use each other.
+    """
+    if ":" not in name:
+        return []
+    package = re.split("[.:]", name)[0]
+    modules = [m for key, m in sys.modules.items() if key.partition(".")[0] == package]
+    files = {Path(file) for m in modules if (file := getattr(m, "__file__", None))}
+    return sorted(file for file in files if file.suffix == ".py")
 
 
 def _torchvision_builder(name: str) -> Builder:

@@ -81,7 +81,7 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
             f"set {_remedy(state, expected)}, or another file"
         )
     for key, tensor in state.items():
-        if expected[key].is_floating_point() and not _is_usable(tensor):
+        if expected[key].is_floating_point() and not _is_usable(tensor, expected[key].dtype):
             raise UserError(
                 f"model.pretrained: {key} of {origin} is {tensor.dtype}, and must be finite "
                 "floating-point numbers; give a network of full precision"
@@ -90,10 +90,10 @@ def load_pretrained(model: nn.Module, source: str, *, name: str) -> list[str]:
     return notes
 
 
-def _is_usable(tensor: Tensor) -> bool:
-    """Whether it can be a weight: dense, and finite real floating-point numbers."""
+def _is_usable(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether it can be a weight: dense, and real floating-point numbers, finite in `dtype`."""
     dense = tensor.layout == torch.strided and tensor.device.type != "meta"
-    return dense and tensor.is_floating_point() and bool(tensor.isfinite().all())
+    return dense and tensor.is_floating_point() and bool(tensor.to(dtype).isfinite().all())
 
 
 def _from_torchvision(name: str, source: str) -> tuple[str, State]:

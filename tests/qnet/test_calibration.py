@@ -85,6 +85,11 @@ def test_batches_with_labels() -> None:
         activation_histograms(Borrower(), ["called"], loader)
 
 
+def test_one_batch_in_place_of_a_list_of_batches() -> None:
+    with pytest.raises(UserError, match=r"batches is one tensor; give a list .* \[images\]"):
+        activation_histograms(Borrower(), ["called"], torch.ones(3, 2))
+
+
 def test_calibrating_changes_no_batch_norm() -> None:
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -1,5 +1,7 @@
 """A checkpoint describes itself and is read back the same; a wrong one is refused in one line."""
 
+import sys
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -165,6 +167,31 @@ def test_numbers_of_other_libraries_become_numbers(mean, checkpoint, tmp_path):
     given = replace(checkpoint, dataset=replace(checkpoint.dataset, mean=mean))
     save_checkpoint(tmp_path / "a.safetensors", given)
     assert load_checkpoint(tmp_path / "a.safetensors").dataset == checkpoint.dataset
+
+
+class Counts(nn.Module):
+    """A network that changes a buffer in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 3)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, images):
+        self.seen += len(images)
+        return self.layer(images.flatten(1))
+
+
+def test_saving_does_not_change_the_network(tiny_info, tmp_path, monkeypatch):
+    own = types.ModuleType("counting")
+    own.network = lambda classes, channels, size: Counts()
+    monkeypatch.setitem(sys.modules, "counting", own)
+    model = Counts()
+    save_checkpoint(
+        tmp_path / "model.safetensors", Checkpoint(model, "counting:network", tiny_info)
+    )
+    assert model.seen == 0
+    assert load_model(tmp_path / "model.safetensors").seen == 0
 
 
 def test_saving_draws_no_random_numbers(checkpoint, tmp_path):

@@ -232,6 +232,32 @@ def test_central_thresholds_give_way_to_their_neighbours() -> None:
     assert max(np.abs(found.thresholds[1:-1])) < 0.05  # still from k-means, not uniform
 
 
+@pytest.mark.parametrize("name", ["2", "3pm2", "3", "3pm4", "4"])
+def test_the_central_thresholds_are_those_around_zero(name: str) -> None:
+    levels = weight_levels(name)
+    assert levels is not None
+    found = cluster(sample("normal"), levels, gamma=0, thresholds="centroids", scale="max")
+    middle = len(found.thresholds) // 2
+    assert found.thresholds[middle - 1 : middle + 1] == (-0.05, 0.05)
+
+
+def test_k_means_of_values_with_extreme_outliers() -> None:
+    x = np.append(np.random.default_rng(0).normal(size=200_000), [-1e4, 1e4])
+    levels = weight_levels(8)
+    assert levels is not None
+    rule: dict[str, Any] = {"gamma": 0, "scale": "max"}
+    found = cluster(x, levels, thresholds="clustered", **rule)
+    assert found.inertia < cluster(x, levels, thresholds="uniform", **rule).inertia / 10
+
+
+def test_trimming_cuts_only_the_end_that_has_values() -> None:
+    x = sample("relu")
+    found = cluster(x, LevelSet("a2", (0, 1, 2, 3)), gamma=0.0027, scale="max")
+    assert found.low == 0
+    assert_allclose(found.high, np.quantile(x, 0.9973), rtol=1e-3)
+    assert_allclose(found.trimmed, 0.0027, rtol=0.2)
+
+
 def test_trimming() -> None:
     x = np.append(np.linspace(-1, 1, 9999), 1000.0)
     levels = LevelSet("2", (-1, 0, 1))

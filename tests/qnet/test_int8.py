@@ -71,6 +71,13 @@ def test_a_layer_gives_the_same_bits(build, shape, bits, signed):
         assert torch.equal(converted(x), layer(x))
 
 
+@pytest.mark.parametrize("shape", [(0, 8), (0, 5, 8), (2, 0, 8)])
+def test_an_empty_batch(shape):
+    layer = quantized(nn.Linear(8, 4))
+    x = torch.zeros(shape)
+    assert to_int8(layer)(x).shape == layer(x).shape
+
+
 def test_the_largest_sum_that_float32_holds():
     layer, x = quantized(nn.Linear(1024, 2, bias=False), 7, 8), torch.full((1, 1024), 9.0)
     nn.init.ones_(layer.weight)

@@ -168,6 +168,8 @@ def test_a_wrong_name_is_told_the_nearest_and_changes_nothing() -> None:
         insert_quantizers(model, weights={"relu": weight_quantizer()})
     with pytest.raises(UserError, match="activations: 'bn1' is not"):
         insert_quantizers(model, activations={"bn1": input_quantizer()})
+    with pytest.raises(UserError, match="weights: 0 is not"):
+        insert_quantizers(model, weights={0: weight_quantizer()})
     with pytest.raises(UserError, match="there is none"):
         insert_quantizers(nn.Flatten(), activations={"": input_quantizer()})
     assert type(model.conv1) is nn.Conv2d

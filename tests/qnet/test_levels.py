@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,6 +117,10 @@ def test_bad_lists_are_refused(spec: list[int], problem: str) -> None:
     with pytest.raises(UserError, match=problem) as caught:
         weight_levels(spec)
     assert str(spec) in str(caught.value)
+
+
+def test_a_list_of_numpys_integers() -> None:
+    assert weight_levels(list(np.array([-1, 1]))) == weight_levels(1)
 
 
 def test_a_level_set_checks_itself() -> None:

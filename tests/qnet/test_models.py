@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from qnet.errors import UserError
-from qnet.models import MODELS, build_model
+from qnet.models import MODELS, build_model, source_files
 from qnet.models.resnet_cifar import CifarResNet, PadShortcut
 
 
@@ -229,6 +229,26 @@ def test_own_model(own_module: types.ModuleType) -> None:
     model = build_model("own_models:tiny", classes=3, channels=2, size=5)
     assert model[1].weight.shape == (3, 50)
     assert [module.training for module in model] == [True, True, False]  # unchanged
+
+
+def test_the_source_of_an_own_model_is_its_package(tmp_path, monkeypatch) -> None:
+    package = tmp_path / "own_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "blocks.py").write_text("from torch import nn\nlayer = nn.Flatten\n")
+    (package / "unused.py").touch()
+    (package / "net.py").write_text(
+        "from own_package.blocks import layer\n"
+        "from torch import nn\n"
+        "def network(classes, channels, size):\n"
+        "    return nn.Sequential(layer(), nn.Linear(channels * size**2, classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "own_package.net:network"
+    build_model(name, classes=3)
+    used = [package / file for file in ("__init__.py", "blocks.py", "net.py")]
+    assert source_files(name) == used
+    assert source_files("resnet20") == source_files("torchvision/resnet18") == []
 
 
 def test_own_model_that_cannot_be_traced_without_data(own_module: types.ModuleType) -> None:

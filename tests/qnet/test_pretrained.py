@@ -325,8 +325,9 @@ def test_train_fp_names_what_is_wrong_before_it_starts(tmp_path):
         lambda weight: weight.to(torch.complex64),
         lambda weight: weight.fill_(torch.nan),
         lambda weight: weight.to_sparse(),
+        lambda weight: weight.double().fill_(1e300),
     ],
-    ids=["int8", "complex", "nan", "sparse"],
+    ids=["int8", "complex", "nan", "sparse", "infinite in float32"],
 )
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
 def test_what_cannot_be_a_weight_is_named(change, tmp_path):

@@ -40,6 +40,11 @@ def test_temperature_is_the_published_one():
     assert temperature(params, 900, 1000) == 2000
 
 
+def test_temperature_stays_where_its_first_value_is_its_cap():
+    params = TemperatureParams(per_epoch=4.0, end="none", cap=4.0)
+    assert [temperature(params, epoch, 3) for epoch in range(3)] == [4, 4, 4]
+
+
 def test_temperature_reaches_its_own_end_in_a_short_run():
     params = TemperatureParams(per_epoch=5.0, end=100.0, cap=2000.0)
     assert [temperature(params, epoch, 4) for epoch in range(4)] == [25, 50, 75, 100]

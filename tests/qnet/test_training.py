@@ -356,6 +356,17 @@ def test_a_scale_below_zero_stays_there(params, data):
     assert quantizer.beta.item() == pytest.approx(-BETA, rel=0.2)
 
 
+def test_old_gradients_do_not_count(params, data):
+    states = []
+    for left_over in (0.0, 1e6):
+        model = model_of("fp")
+        model[0].requires_grad_(False)
+        model[0].weight.grad = torch.full_like(model[0].weight, left_over)
+        trainer_of(model, params("fp", epochs=1, clip_norm=0.1), data).fit()
+        states.append(model.state_dict())
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
 def test_a_network_of_which_nothing_may_learn(params, data):
     model = model_of("fp").requires_grad_(False)
     with pytest.raises(UserError, match=r"x\.epochs is 3, and no parameter .* may learn"):

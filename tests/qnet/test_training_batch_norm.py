@@ -9,9 +9,7 @@ from qnet.data import Batches
 from qnet.errors import UserError
 from qnet.runtime import Runtime
 from qnet.training import TrainingData
-from tests.trainers import (
-    trainer,
-)
+from tests.trainers import model_of, trainer, trainer_of
 
 
 def test_frozen_batch_norm(params, data):
@@ -84,6 +82,32 @@ def test_batch_norm_that_is_not_called_keeps_its_statistics():
     measure_batch_norm(model, [torch.randn(5, 2)])
     torch.testing.assert_close(model.only_in_training.state_dict(), before, rtol=0, atol=0)
     assert model.norm.num_batches_tracked == 1
+
+
+class KeepsStatistics(nn.Module):
+    """A network whose own `train` keeps its first batch norm in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = model_of("weights")
+
+    def forward(self, images):
+        return self.layers(images)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.layers[1].eval()
+        return self
+
+
+def test_batch_norm_that_the_network_keeps_in_eval_mode_is_not_measured(params, data):
+    run = trainer_of(KeepsStatistics(), params("weights", bn_images=1000), data)
+    kept, learns = run.model.layers[1], run.model.layers[4]
+    before = kept.running_mean.clone(), learns.running_mean.clone()
+    run.fit()
+    assert kept.num_batches_tracked == 0
+    assert torch.equal(kept.running_mean, before[0])
+    assert not torch.equal(learns.running_mean, before[1])
 
 
 def test_several_processes_refuse_batch_norm_with_a_forward_of_its_own():

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from qnet.data import Raw, load_source
+from qnet.data.folder import list_class_folders
 from qnet.errors import UserError
 
 
@@ -235,6 +236,8 @@ def test_a_link_to_nothing_is_named_and_not_left_out(tree: Path) -> None:
     (tree / "train/cat/d.png").symlink_to("nowhere.png")
     with pytest.raises(UserError, match=r"train/cat/d\.png: cannot be read .*replace or remove it"):
         load(tree)
+    with pytest.raises(UserError, match=r"train/cat/d\.png: cannot be accessed \(No such file"):
+        list_class_folders(tree / "train", ["cat", "dog"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")

@@ -102,6 +102,11 @@ def test_train_txt_may_leave_pictures_out(flat: Path) -> None:
     assert notes == [f"images ignored, as they are not in {flat / 'train.txt'}: 18"]
 
 
+def test_val_txt_may_leave_pictures_out(flat: Path) -> None:
+    (flat / "val" / "left.JPEG").write_bytes(next((flat / "val").iterdir()).read_bytes())
+    assert listed(flat)[2] == [f"images ignored, as they are not in {flat / 'val.txt'}: 1"]
+
+
 def test_lists_beside_class_folders_are_not_used(tmp_path: Path) -> None:
     root = write_tree(tmp_path)
     (root / "val.txt").write_text("nonsense")

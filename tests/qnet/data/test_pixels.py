@@ -56,6 +56,15 @@ def test_transparent_becomes_white(mode: str) -> None:
     assert (to_pixels(palette, 2, 1) == 255).all()
 
 
+def test_pixels_are_the_callers_own() -> None:
+    assert to_pixels(Image.fromarray(RAMP), 8, 3).flags.writeable
+
+
+def test_other_numbers_of_channels_are_refused() -> None:
+    with pytest.raises(UserError, match=r"to_pixels: channels 4; use 1 \(gray\) or 3"):
+        to_pixels(Image.fromarray(RAMP), 8, 4)
+
+
 def test_unknown_ranges_are_refused() -> None:
     with pytest.raises(ValueError, match="float"):
         to_pixels(Image.fromarray(np.zeros((2, 2), np.float32)), 2, 1)
