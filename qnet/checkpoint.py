@@ -143,7 +143,10 @@ def _load(path: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> 
         except UserError as error:
             raise _damaged(path, error) from None
     if differences := misfit(model.state_dict(), tensors):
-        raise UserError(f"{path} does not fit {checkpoint.architecture}: {differences}")
+        raise UserError(
+            f"{path} does not fit {checkpoint.architecture}: {differences}; use the code that it "
+            "was trained with, or train it again"
+        )
     if difference := dtype_mismatch(model.state_dict(), tensors):
         raise _damaged(path, difference)
     try:

@@ -29,9 +29,11 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             _replace(path if _is_read_only(path) else path.resolve(), content)
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         reason = getattr(error, "strerror", None) or str(error)
+        remedy = "free space, or change its permissions"
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            remedy = "remove the file that is in the place of its folder"
         raise UserError(
-            f"{path} could not be written ({reason}); free space, or change its permissions, and "
-            "run again"
+            f"{path} could not be written ({reason}); {remedy}, and run again"
         ) from error
 
 

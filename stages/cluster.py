@@ -14,7 +14,7 @@ from statistics import fmean
 
 from qnet.checkpoint import load_checkpoint
 from qnet.clustering import Clusters
-from qnet.files import check_writable, write_text
+from qnet.files import check_writable, make_folder, write_text
 from qnet.params import Params
 from qnet.runtime import start
 from stages.ahead import check_ahead
@@ -31,8 +31,16 @@ from stages.common import (
 )
 from stages.data import prepared_like
 from stages.pictures import draw_clusters
+from stages.unchanged import check_unchanged
 
 BITS = range(1, 9)  # all of them, so that a sweep over activations.bits clusters once
+READS = {
+    "seed": True,
+    "model": {"keep", "quantize"},
+    "cluster": True,
+    "weights": {"levels"},
+    "activations": {"sites"},
+}
 FOLDER = METRICS / "cluster"
 FIGURES = ("inertia", "trimmed", "alpha", "beta")
 
@@ -40,12 +48,14 @@ FIGURES = ("inertia", "trimmed", "alpha", "beta")
 def main(params: Params) -> None:
     """Cluster the weights into `weights.levels`, and the activations at every number of bits."""
     check_writable(WEIGHT_CLUSTERS)  # fail now, not after the work
+    make_folder(FOLDER)
     runtime = start(params.runtime)
     checkpoint = load_checkpoint(FP, runtime.device)
     info = prepared_like(checkpoint.dataset)
     check_ahead(params, checkpoint.model, info, "weights", "activations")
     weights = weight_clusters(params, checkpoint)
     activations = activation_clusters(params, checkpoint, runtime, BITS)
+    check_unchanged(params, READS)
     write_text(WEIGHT_CLUSTERS, json.dumps(LAYERS.dump_python(weights, mode="json")))
     write_text(ACTIVATION_CLUSTERS, json.dumps(SITES.dump_python(activations, mode="json")))
     _write_weights(weights)

@@ -38,14 +38,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def output_file(suffix: str) -> Callable[[str], Path]:
-    """The type of an argument that names a file to write: no file of another kind is lost."""
+    """The type of an argument that names a file to write; so no file of another kind is lost."""
 
     def parse(name: str) -> Path:
         path = Path(name)
-        if path.is_file() and path.suffix.lower() not in ("", suffix):
-            raise argparse.ArgumentTypeError(
-                f"{name} is there and is another kind of file; give a name that ends in {suffix}"
-            )
+        if path.suffix.lower() not in ("", suffix):
+            raise argparse.ArgumentTypeError(f"{name} does not end in {suffix}; give one that does")
         return path
 
     return parse

@@ -8,15 +8,20 @@ Writes data/prepared.
 from __future__ import annotations
 
 from qnet.data import load_source, prepare, prepare_imagenet, save_manifest, save_prepared
+from qnet.files import make_folder
 from qnet.models.building import find_model
 from qnet.params import Params
 from stages.bars import counter
 from stages.common import PREPARED, on_one_line, run
+from stages.unchanged import check_unchanged
+
+READS = {"seed": True, "data": True}
 
 
 def main(params: Params) -> None:
     """Write data/prepared from the data set that `data` names."""
-    find_model(params.model.name)  # refuse a wrong name now, not after the work
+    find_model(params.model.name)  # fail now, not after the work
+    make_folder(PREPARED.parent)
     data, bar = params.data, counter("prepare")
     size = None if data.size == "auto" else data.size
     channels = None if data.channels == "auto" else data.channels
@@ -25,11 +30,13 @@ def main(params: Params) -> None:
             data.root, size=size, channels=channels,
             validation=data.validation, seed=params.seed, progress=bar,
         )  # fmt: skip
+        check_unchanged(params, READS)
         save_manifest(PREPARED, info, listings)
     else:
         raw = load_source(data.name, data.root, size=size, channels=channels, progress=bar)
         info, splits = prepare(raw, validation=data.validation, seed=params.seed)
         notes = raw.notes
+        check_unchanged(params, READS)
         save_prepared(PREPARED, info, splits)
     for note in notes:
         print(f"prepare: {on_one_line(note)}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from qnet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qnet.data import BatchSource, load_info
 from qnet.distributed import leave
 from qnet.evaluation import evaluate_classes
-from qnet.files import check_writable
+from qnet.files import check_writable, make_folder
 from qnet.history import History, is_due
 from qnet.loss import distils
 from qnet.models import source_files
@@ -28,6 +29,7 @@ from stages.common import METRICS, PREPARED, write_json
 from stages.data import evaluation_images, evaluation_steps, training_data
 from stages.logs import Log, write_confusion, write_curves
 from stages.resuming import resume_file
+from stages.unchanged import check_unchanged
 
 # Parameters that training a section reads besides its own, `seed` and `augment`.
 READS: dict[str, dict[str, set[str]]] = {
@@ -73,15 +75,22 @@ class TrainingStage:
             inputs: files, besides the prepared data, that the result depends on.
             teacher: checkpoint of the network to distil from, if the section asks for it.
         """
-        check_writable(self.out)  # fail now, not after the work
+        self._check_outputs()
         resume = resume_file(f"{self.name}-{self._key(inputs)}")
+        check_writable(resume.path)
         history = self._fit(resume, teacher)
         self._write(history)
         resume.remove()
 
     def pass_on(self) -> None:
         """Score and write the network as it is: the section quantizes nothing."""
+        self._check_outputs()
         self._write(History())
+
+    def _check_outputs(self) -> None:
+        """Fail now, not after the work."""
+        check_writable(self.out)
+        make_folder(METRICS / self.name)
 
     def _fit(self, resume: ResumeFile, teacher: Path | None) -> History:
         taught_by = None
@@ -104,6 +113,7 @@ class TrainingStage:
         """Score the network, and write curves, metrics, confusions and checkpoint."""
         if not leave():
             sys.exit()  # the first process scores and writes
+        check_unchanged(self.params, self._reads())
         write_curves(self.name, history.rows)
         self._write_scores(history)
         save_checkpoint(self.out, self.checkpoint)
@@ -136,10 +146,12 @@ class TrainingStage:
         write_json(METRICS / self.name / "metrics.json", metrics)
         write_confusion(self.name, dataset.classes, actual, predicted)
 
+    def _reads(self) -> dict[str, Any]:
+        return {"seed": True, "augment": True, self.section: True, **READS[self.section]}
+
     def _key(self, inputs: Sequence[Path]) -> str:
         """Key that identifies everything that training depends on."""
-        own = {"seed": True, "augment": True, self.section: True}
-        used = self.params.model_dump(include={**own, **READS[self.section]})
+        used = self.params.model_dump(include=self._reads())
         used["mixed"] = self.runtime.mixed
         code = [Path(__file__).parent, *source_files(self.checkpoint.architecture)]
         return run_key(used, [PREPARED, *inputs, *code])

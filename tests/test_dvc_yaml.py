@@ -5,12 +5,13 @@ import ast
 import pytest
 import yaml
 
+from stages import cluster, prepare
 from stages.training import READS
 from tests.pipeline import ROOT, STAGES
 
 CONTENT = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DEPS = {name: content["deps"] for name, content in CONTENT.items()}
-NO_OUT = {"ahead", "bars", "resuming"}  # refuse mistakes, show progress, keep the state
+NO_OUT = {"ahead", "bars", "resuming", "unchanged"}  # refuse, show progress, keep the state
 PREPARE = {"common"}  # its paths
 
 
@@ -37,3 +38,11 @@ def test_deps_are_what_a_stage_imports(stage):
 def test_a_run_is_resumed_for_the_parameters_that_its_stage_reads(section):
     others = {f"{other}.{name}" for other, names in READS[section].items() for name in names}
     assert {"seed", "augment", section, *others} == {*CONTENT[f"train_{section}"]["params"]}
+
+
+@pytest.mark.parametrize("stage", [prepare, cluster])
+def test_what_must_not_change_meanwhile_is_what_a_stage_reads(stage):
+    names = set()
+    for section, found in stage.READS.items():
+        names |= {section} if found is True else {f"{section}.{name}" for name in found}
+    assert names == {*CONTENT[stage.__name__.removeprefix("stages.")]["params"]}

@@ -58,7 +58,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         partial.rename(folder)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error}): free some space or "
+            f"{folder}: cannot be written ({error.strerror or error}): free some space or "
             "fix the permissions, then run it again"
         ) from error
     finally:

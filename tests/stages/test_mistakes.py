@@ -311,3 +311,22 @@ def test_a_machine_that_fails_while_scoring_is_one_line(error, message, workspac
 def test_a_missing_input_is_named(missing, stage, workspace):
     (workspace / missing).unlink()
     assert Path(missing).name in refused(stage, workspace)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        ("train_fp", "metrics/train_fp"),
+        ("train_fp", ".resume"),
+        ("train_fp", "runs"),
+        ("cluster", "metrics/cluster"),
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_told_before_training(stage, name, workspace):
+    place = workspace / name
+    if place.exists():
+        place.rename(workspace / "moved")
+    place.touch()
+    output = run(stage, workspace, status=2)
+    assert "epoch" not in output
+    assert output.splitlines()[-1].startswith(f"error: {name}")
