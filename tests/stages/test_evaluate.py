@@ -207,7 +207,7 @@ def test_a_split_that_was_drawn_otherwise_is_told(fill, tmp_path):
         (["params.yaml"], "params.yaml is not a checkpoint, or not a complete one"),
         (["."], ". is a folder; give a file in it"),
         ([CHECKPOINT, "--json", "params.yaml/x"], "params.yaml is not a writable folder ("),
-        ([CHECKPOINT, "--json", "params.yaml"], "argument --json: params.yaml does not end in .json"),
+        ([CHECKPOINT, "--json", "params.yaml"], "--json: params.yaml does not end in .json"),
         ([CHECKPOINT, "--json", "checkpoints"], "checkpoints is a folder; give the name of a file"),
     ],
 )
