@@ -79,7 +79,7 @@ def _summary(
             "inertia": {
                 bits: fmean(found.clusters[bits].inertia for found in activations) for bits in BITS
             },
-            "trimmed": fmean(found.clusters[1].trimmed for found in activations),
+            "trimmed": fmean(found.clusters[BITS[0]].trimmed for found in activations),
         }
     return figures
 

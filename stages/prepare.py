@@ -1,8 +1,8 @@
 """Stage prepare: split a data set, compute statistics, and write labels and pixels or a listing.
 
 Reads the data set named by data.name and data.root,
-and of params.yaml: seed, data, and model.name only to check it.
-Writes data/prepared.
+and of params.yaml: seed, data.
+Writes data/prepared. Before that it refuses a wrong model.name.
 """
 
 from __future__ import annotations

@@ -6,10 +6,9 @@ A name is one of `MODELS`, `torchvision/<name>` for any classifier of torchvisio
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import re
-import sys
 import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -83,14 +82,15 @@ def find_model(name: str) -> Builder:
 def source_files(name: str) -> list[Path]:
     """Source files of a network named `package.module:function`; empty for other names.
 
-    They are those that are loaded of the whole package, since its modules use each other.
+    They are those of the whole package, since its modules use each other.
     """
-    if ":" not in name:
+    spec = importlib.util.find_spec(re.split("[.:]", name)[0]) if ":" in name else None
+    if spec is None:
         return []
-    package = re.split("[.:]", name)[0]
-    modules = [m for key, m in sys.modules.items() if key.partition(".")[0] == package]
-    files = {Path(file) for m in modules if (file := getattr(m, "__file__", None))}
-    return sorted(file for file in files if file.suffix == ".py")
+    if spec.submodule_search_locations is None:  # a module alone
+        return [Path(spec.origin)] if spec.origin is not None else []
+    folders = map(Path, spec.submodule_search_locations)
+    return sorted(file for folder in folders for file in folder.rglob("*.py"))
 
 
 def _torchvision_builder(name: str) -> Builder:

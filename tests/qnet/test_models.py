@@ -236,7 +236,6 @@ def test_the_source_of_an_own_model_is_its_package(tmp_path, monkeypatch) -> Non
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "blocks.py").write_text("from torch import nn\nlayer = nn.Flatten\n")
-    (package / "unused.py").touch()
     (package / "net.py").write_text(
         "from own_package.blocks import layer\n"
         "from torch import nn\n"
@@ -248,6 +247,8 @@ def test_the_source_of_an_own_model_is_its_package(tmp_path, monkeypatch) -> Non
     build_model(name, classes=3)
     used = [package / file for file in ("__init__.py", "blocks.py", "net.py")]
     assert source_files(name) == used
+    (tmp_path / "own_file.py").touch()
+    assert source_files("own_file:network") == [tmp_path / "own_file.py"]
     assert source_files("resnet20") == source_files("torchvision/resnet18") == []
 
 
