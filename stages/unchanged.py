@@ -21,9 +21,9 @@ def check_unchanged(params: Params, reads: Mapping[str, Any]) -> None:
     """
     now = dict(_values(load_params().model_dump(include=dict(reads))))
     for name, value in _values(params.model_dump(include=dict(reads))):
-        if now[name] != value:
+        if now.get(name) != value:
             raise UserError(
-                f"{name} in params.yaml was {value} when this stage began and is {now[name]}, "
+                f"{name} in params.yaml was {value} when this stage began and is {now.get(name)}, "
                 "which DVC would record: set it back and run again (training then only writes its "
                 "results), or run again as it is"
             )
