@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from qnet.errors import UserError
 from stages.common import METRICS, Parser, output_file, run_tool
 from stages.pairs import Pair, pairs
 from stages.stale import changed_since, plain
+from stages.unchanged import dotted
 
 LISTED = 3  # parameters listed in a row
 SHAPES_FULL_PRECISION = ("data", "augment", "model.name", "model.pretrained", "fp")
@@ -104,7 +105,7 @@ def groups_of(experiments: Iterable[Mapping[str, Any]]) -> list[Group]:
     groups: dict[tuple[Pair, str], Group] = {}
     for experiment in experiments:
         tree, metrics = experiment["params"], experiment["metrics"]
-        flat, on_test = dict(_flat(tree)), False
+        flat, on_test = dict(dotted(tree)), False
         subject = f"{tree['model']['name']} on {tree['data']['name']}"
         for stage, pair in pairs(tree["weights"]["levels"], tree["activations"]["bits"]).items():
             settings = {
@@ -209,14 +210,6 @@ def _lock(revision: str) -> dict[str, Any]:
     command = ["git", "show", f"{revision}:./dvc.lock"]
     text = subprocess.run(command, capture_output=True, text=True).stdout
     return dict(yaml.safe_load(text) or {})
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _differences(groups: list[Group]) -> list[str]:

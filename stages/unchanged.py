@@ -19,8 +19,8 @@ def check_unchanged(params: Params, reads: Mapping[str, Any]) -> None:
     Raises:
         UserError: one of these has another value now.
     """
-    now = dict(_values(load_params().model_dump(include=dict(reads))))
-    for name, value in _values(params.model_dump(include=dict(reads))):
+    now = dict(dotted(load_params().model_dump(include=dict(reads))))
+    for name, value in dotted(params.model_dump(include=dict(reads))):
         if now.get(name) != value:
             raise UserError(
                 f"{name} in params.yaml was {value} when this stage began and is {now.get(name)}, "
@@ -29,10 +29,10 @@ def check_unchanged(params: Params, reads: Mapping[str, Any]) -> None:
             )
 
 
-def _values(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each value of a tree with its dotted name."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _values(value, f"{prefix}{key}.")
+            yield from dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
