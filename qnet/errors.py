@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -26,6 +26,18 @@ def some(names: Sequence[str]) -> str:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The one of the `known` names that is most like `name`, as part of such a message."""
-    if not known:
-        return "there is none"
-    return f"nearest is {get_close_matches(name, known, n=1, cutoff=0.0)[0]!r}"
+    like = most_like(name, known, cutoff=0.0)
+    return "there is none" if like is None else f"nearest is {like!r}"
+
+
+def most_like(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of the `known` names that is most like `name`, whatever the case of its letters.
+
+    Args:
+        name: what was given.
+        known: what is allowed.
+        cutoff: how like it must be, from 0 (anything will do) to 1 (the same).
+    """
+    by_lower = {other.lower(): other for other in known}
+    like = get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[like[0]] if like else None

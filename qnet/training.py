@@ -127,6 +127,7 @@ class Trainer:
         resume: ResumeFile | None = None,
         on_epoch: Callable[[History], None] = lambda history: None,
         *,
+        on_resume: Callable[[History], None] = lambda history: None,
         save_every: int = 1,
     ) -> History:
         """Train to the end and leave the model in eval mode with the selected epoch's weights.
@@ -138,6 +139,7 @@ class Trainer:
             resume: where the run's state is saved; if it already holds one, training continues
                 from it.
             on_epoch: called with the history, resumed epochs included, after each new epoch.
+            on_resume: called once, with the history so far, if training continues from a state.
             save_every: the state is saved after every `save_every` epochs, and after the last.
 
         Raises:
@@ -145,6 +147,8 @@ class Trainer:
                 different epochs.
         """
         history, best = self._start(resume)
+        if history.rows and rank() == 0:
+            on_resume(history)
         if self.teacher is not None and len(history.rows) < self.params.epochs:
             self.teacher.check(self.data.validation)
         # Compiled as a whole, the network gains nothing from groups.

@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from qnet.distributed import join
 from qnet.errors import UserError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Stage = Callable[[Params], None]
 RUN = "stages.launch"  # tells a process that it was started here
+RESUMES = "`dvc repro` resumes after the last saved epoch"
 USER_ERROR = f"{UserError.__name__}: "  # its prefix in torch's file on a failure
 
 
@@ -84,7 +85,10 @@ def _launch(stage: Stage, params: Params) -> None:
     """Start this same command several times; with one process, just run the stage."""
     count = processes(params.runtime)
     if count == 1 or _started_among_others():
-        stage(params)
+        try:
+            stage(params)
+        except KeyboardInterrupt:
+            _interrupted(signal.SIGINT)
         return
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -108,7 +112,13 @@ def _launch(stage: Stage, params: Params) -> None:
         except ChildFailedError as error:
             _explain(error.failures, count)
         except SignalException as error:
-            sys.exit(128 + error.sigval)
+            _interrupted(error.sigval)
+
+
+def _interrupted(signal_number: int) -> NoReturn:
+    """Say that nothing is lost, and exit as programs do that a signal ends."""
+    print(f"interrupted; {RESUMES}", file=sys.stderr)
+    sys.exit(128 + signal_number)
 
 
 def _explain(failures: Mapping[int, ProcessFailure], count: int) -> None:
@@ -132,8 +142,7 @@ def _explain(failures: Mapping[int, ProcessFailure], count: int) -> None:
         how = f"by signal {-code}" if code < 0 else f"with status {code}"
         print(
             f"error: process {rank + 1} of {count} ended {how}; if memory ran out, use fewer "
-            "(runtime.processes) or a smaller batch_size; `dvc repro` resumes after the last whole "
-            "epoch",
+            "(runtime.processes) or a smaller batch_size; {RESUMES}",
             file=sys.stderr,
         )
         sys.exit(1)

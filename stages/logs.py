@@ -59,8 +59,12 @@ class Log:
         if self.writer is not None:
             self.writer.close()
 
+    def resume(self, history: History) -> None:
+        """Say after which epoch an earlier run is continued."""
+        print(f"{self.stage}: resumed after epoch {len(history.rows)}", flush=True)
+
     def epoch(self, history: History) -> None:
-        """Log the last epoch of `history`; the first call distinguishes new and resumed runs."""
+        """Log the last epoch of `history`; what an earlier run logged is kept if it resumes one."""
         row = history.rows[-1]
         if self.writer is None:
             self.writer = self._open(int(row["epoch"]))
@@ -73,7 +77,6 @@ class Log:
         if first_epoch == 1:
             shutil.rmtree(folder, ignore_errors=True)
             return SummaryWriter(str(folder))
-        print(f"{self.stage}: resumed after epoch {first_epoch - 1}")
         return SummaryWriter(str(folder), purge_step=first_epoch)
 
     def _print(self, row: Row, best_epoch: int) -> None:

@@ -107,7 +107,9 @@ class TrainingStage:
             shown=lambda epoch: is_due(epoch, params.runtime.print_every, self.settings.epochs),
         )  # fmt: skip
         with log:
-            return trainer.fit(resume, log.epoch, save_every=params.runtime.save_every)
+            return trainer.fit(
+                resume, log.epoch, on_resume=log.resume, save_every=params.runtime.save_every
+            )
 
     def _write(self, history: History) -> None:
         """Score the network, and write curves, metrics, confusions and checkpoint."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+from qnet.errors import most_like
 
 LONGEST = 60
 """Most characters of a value that are shown."""
@@ -42,8 +43,8 @@ def explain(error: ValidationError, schema: type[BaseModel], tree: Any) -> str:
             sentences[name] = f"{name}.{problem['ctx']['error']}"
         else:
             sentences[name] = f"{name} is {_shown(value)}; it must be {_allowed(field)}"
-            if near := get_close_matches(str(value), _options(field), 1):
-                sentences[name] += f"; did you mean {near[0]}?"
+            if near := most_like(str(value), _options(field)):
+                sentences[name] += f"; did you mean {near}?"
     first, *others = sentences.values()
     return f"{first} (and {len(others)} more)" if others else first
 
@@ -72,10 +73,15 @@ def _unknown(
     known = list((_section(field) or schema).model_fields)
     absent = [name for name in known if name not in given]
     key, prefix = str(loc[-1]), "".join(f"{part}." for part in loc[:-1])
-    near = get_close_matches(key, absent, 1) or get_close_matches(key, known, 1)
-    name = prefix + _shown(key)
-    suggestion = prefix + near[0] if near else ""
-    advice = f"did you mean {suggestion}?" if near else f"remove it; known are {', '.join(known)}"
+    name, suggestion = prefix + _shown(key), ""
+    section, _, rest = key.partition(".")
+    if rest and not prefix and section in known:
+        advice = f"write {_shown(rest)} below {section}"
+    elif near := most_like(key, absent) or most_like(key, known):
+        suggestion = prefix + near
+        advice = f"did you mean {suggestion}?"
+    else:
+        advice = f"remove it; known are {', '.join(known)}"
     return name, suggestion, f"{name} is not a parameter; {advice}"
 
 

@@ -220,6 +220,7 @@ def test_all_epochs_may_be_frozen(load: Load) -> None:
         ({"weights__distillation": 1.5}, "weights.distillation is 1.5; it must be a number from"),
         ({"runtime__device": "gpu"}, "runtime.device is gpu; it must be auto, cpu, mps, cuda"),
         ({"data__name": "cifar-10"}, "or imagenet; did you mean cifar10?"),
+        ({"fp__optimizer": "SGD"}, "or adam; did you mean sgd?"),
         ({"fp": ""}, "fp is empty; it must be a section with epochs, batch_size,"),
         ({"fp": [1]}, "fp is [1]; it must be a section with epochs, batch_size,"),
         ({"fp": None}, "fp is missing; add it: a section with epochs, batch_size,"),
@@ -247,6 +248,7 @@ def test_all_epochs_may_be_frozen(load: Load) -> None:
             "activations.frozen_epochs is 1 and weights is frozen, in all epochs; set frozen_ep",
         ),
         ({"weights__level": 1}, "weights.level is not a parameter; did you mean weights.levels?"),
+        ({"weights__Levels": 1}, "weights.Levels is not a parameter; did you mean weights.levels?"),
         ({"weights__foo": 1}, "weights.foo is not a parameter; remove it; known are epochs, "),
         ({"fp__lr": 0, "fp__epochs": -1}, "fp.epochs is -1; it must be a whole number from 0"),
     ],
@@ -259,6 +261,13 @@ def test_a_misspelt_name_is_one_mistake(load: Load) -> None:
     text = changed(weights__levels=None, weights__level=1)
     assert message(load, text) == (
         "params.yaml: weights.level is not a parameter; did you mean weights.levels?"
+    )
+
+
+def test_a_dotted_name_in_the_file_is_told_where_it_belongs(load: Load) -> None:
+    text = changed() + "fp.epochs: 3\n"
+    assert message(load, text) == (
+        "params.yaml: fp.epochs is not a parameter; write epochs below fp"
     )
 
 

@@ -1,8 +1,10 @@
 """Detection of whether a training stage was started alone or as one of several processes."""
 
+import signal
 import sys
 
 import pytest
+from torch.distributed.elastic.multiprocessing import SignalException
 
 from stages import launch
 from tests.pipeline import chdir, write_params
@@ -51,3 +53,22 @@ def test_torchrun_has_started_it_among_others(how):
 def test_a_cluster_that_exports_half_of_it_changes_nothing(exported, how):
     assert how(1, **exported) == "alone"
     assert how(2, **exported) == "launcher"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_says_that_training_continues(processes, monkeypatch, tmp_path, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def launched(*_):
+        raise SignalException("told to end", signal.SIGINT)
+
+    write_params(tmp_path, runtime__processes=processes)
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: launched)
+    monkeypatch.setattr(launch.logging, "disable", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["train_fp.py"])
+    with chdir(tmp_path), pytest.raises(SystemExit) as end:
+        launch.run(interrupted, "")
+    assert end.value.code == 130
+    words = "interrupted; `dvc repro` resumes after the last saved epoch\n"
+    assert capsys.readouterr().err == words

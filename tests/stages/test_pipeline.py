@@ -154,7 +154,7 @@ def test_a_run_killed_before_and_after_weights_thaw_ends_with_the_same_bytes(wor
     run("train_activations", workspace)
     expected = results(workspace, "train_activations")
     kill_after("train_activations", workspace, epochs=1)
-    kill_after("train_activations", workspace, epochs=3)  # its resume line, then two epochs
+    kill_after("train_activations", workspace, epochs=3)
     assert "resumed after epoch" in run("train_activations", workspace)
     assert results(workspace, "train_activations") == expected
 
