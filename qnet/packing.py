@@ -81,7 +81,7 @@ def training_only(model: nn.Module) -> set[str]:
     for name, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, Quantizer):
             continue
-        of_weight = name.endswith("weight_quantizer")
+        of_weight = name.rpartition(".")[2] == "weight_quantizer"
         own = ("temperature", "beta", "thresholds") if of_weight else ("temperature",)
         names |= {f"{name}.{tensor}".removeprefix(".") for tensor in own}
     return names

@@ -147,5 +147,10 @@ def _open(
         chosen=chosen,
         workers=runtime.workers,
         bad_images=params.data.bad_images,
-        warn=lambda line: tqdm.write(f"warning: {line}", file=sys.stderr),
+        warn=warn,
     )
+
+
+def warn(line: str) -> None:
+    """Print a warning without breaking a progress bar."""
+    tqdm.write(f"warning: {line}", file=sys.stderr)

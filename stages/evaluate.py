@@ -22,7 +22,7 @@ from qnet.params import Params, load_params
 from qnet.runtime import Runtime, start
 from stages.bars import bar, counter
 from stages.common import PREPARED, Parser, output_file, run_tool, write_json
-from stages.data import evaluation_batch, evaluation_images, evaluation_steps, prepared_like
+from stages.data import evaluation_batch, evaluation_images, evaluation_steps, prepared_like, warn
 
 LARGEST_MATRIX = 20  # classes; with more, the matrix is wider than a screen
 CONFUSIONS = 10
@@ -125,7 +125,7 @@ def _folder(
         listing = list_class_folders(folder, info.classes)
         batches = StreamedBatches(
             listing, info, batch_size=batch_size, device=device, workers=runtime.workers,
-            bad_images=params.data.bad_images, name=str(folder),
+            bad_images=params.data.bad_images, name=str(folder), warn=warn,
         )  # fmt: skip
         return batches, len(listing)
     split, notes = load_class_folders(

@@ -62,8 +62,8 @@ def _clusters(params: Params, checkpoint: Checkpoint, runtime: Runtime) -> dict[
     if list(starts) != sites:
         raise UserError(
             f"activations.sites is {params.activations.sites}, model.keep is "
-            f"{list(params.model.keep)}, and {ACTIVATION_CLUSTERS} was made for other values; run "
-            "`dvc repro cluster`"
+            f"{list(params.model.keep)}, model.quantize is {list(params.model.quantize)}, and "
+            f"{ACTIVATION_CLUSTERS} was made for other values; run `dvc repro cluster`"
         )
     return starts
 

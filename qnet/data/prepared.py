@@ -48,14 +48,21 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         UserError: if the folder cannot be written.
     """
     folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial, old = (folder.with_name(f".{folder.name}.{part}") for part in ("partial", "old"))
     try:
         shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
         partial.mkdir(parents=True)
         yield partial
         if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}): free some space or "

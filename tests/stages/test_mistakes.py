@@ -74,7 +74,11 @@ def test_a_mistake_in_a_later_section_is_told_before_training(stage, workspace):
         ({"weights__levels": 2}, "train_weights", "weights.levels is 2, and checkpoints/weight_cl"),
         ({"weights__levels": "full"}, "train_weights", "run `dvc repro cluster`"),
         ({"activations__sites": "relu"}, "train_activations", "activations.sites is relu, "),
-        ({"model__keep": ["first"]}, "train_activations", "model.keep is ['first'], and checkp"),
+        (
+            {"model__keep": ["first"]},
+            "train_activations",
+            "model.keep is ['first'], model.quantize is ",
+        ),
     ],
 )
 def test_files_made_for_other_parameters_are_refused(changes, stage, words, workspace):
