@@ -41,7 +41,6 @@ def fused_forward(
     alpha: Tensor,
     beta: Tensor,
     stairs: Stairs,
-    offset: float,
     temperature: Temperature | None,
 ) -> Tensor | None:
     """alpha (staircase(beta x) - o), like x; temperature None: hard. None if it cannot compile."""
@@ -49,7 +48,7 @@ def fused_forward(
     if planned is None:
         return None
     plan, numbers = planned
-    spec = KernelSpec(tuple(stairs.steps), offset, temperature is not None, plan)
+    spec = KernelSpec(stairs.steps, stairs.offset, temperature is not None, plan)
     if torch.compiler.is_compiling():
         return _output(x, alpha, beta, spec, numbers)
     result = _call(_forward_kernel(spec), _flat(x), _scalar(alpha), _scalar(beta), numbers)
@@ -62,7 +61,6 @@ def fused_backward(
     alpha: Tensor,
     beta: Tensor,
     stairs: Stairs,
-    offset: float,
     temperature: Temperature | None,
     window_temperature: WindowTemperature,
     rectified: bool,
@@ -74,7 +72,7 @@ def fused_backward(
         return None
     (plan, numbers), (window_plan, window_numbers) = planned, window_planned
     soft = temperature is not None
-    spec = KernelSpec(tuple(stairs.steps), offset, soft, plan, window_plan, rectified)
+    spec = KernelSpec(stairs.steps, stairs.offset, soft, plan, window_plan, rectified)
     if torch.compiler.is_compiling():
         return _traced_gradients(x, grad_y, alpha, beta, spec, numbers, window_numbers)
     if grad_y.stride() != x.stride():

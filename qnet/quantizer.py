@@ -17,6 +17,7 @@ from qnet.clustering import Clusters
 from qnet.errors import UserError
 from qnet.levels import LevelSet, require_levels
 from qnet.staircase import (
+    Stairs,
     WindowTemperature,
     chunks,
     compute_dtype,
@@ -125,15 +126,23 @@ class Quantizer(nn.Module):
 
     def _read_thresholds(self) -> None:
         """Keep the thresholds as numbers: reading them in each call would wait for the device."""
-        stairs = stairs_of(self.thresholds.cpu(), self.level_set.steps, torch.float32)
+        stairs = self._stairs(self.thresholds.cpu(), torch.float32)
         if stairs != getattr(self, "stairs", None):  # else keep what qnet.fused cached in it
             self.stairs = stairs
         self._read = self.thresholds.tolist()
 
-    def _follow_thresholds(self) -> None:
-        """Reread thresholds that were replaced or written to; on a device `train` does."""
+    def _stairs(self, thresholds: Tensor, dtype: torch.dtype) -> Stairs:
+        return stairs_of(thresholds, self.level_set.steps, dtype, self.level_set.offset)
+
+    def _stairs_for(self, x: Tensor) -> Stairs:
+        """The staircase for values of the type of x.
+
+        Rereads thresholds that were replaced or written to; on a device `train` does.
+        """
         if on_cpu(self.thresholds) and self.thresholds.tolist() != self._read:
             self._read_thresholds()
+        dtype = compute_dtype(x)
+        return self.stairs if dtype == torch.float32 else self._stairs(self.thresholds, dtype)
 
     def train(self, mode: bool = True) -> Quantizer:
         """As every module; thresholds that were replaced or written to count from here on."""
@@ -180,7 +189,6 @@ class Quantizer(nn.Module):
                     f"Quantizer: {name} is of shape {list(scale.shape)} and x of {list(x.shape)}; "
                     "give one that broadcasts against x"
                 )
-        self._follow_thresholds()
         soft = self.force_soft or (self.training and self.forward_mode == "soft")
         window_temperature: WindowTemperature
         if self.backward_temperature == "exact":
@@ -192,8 +200,7 @@ class Quantizer(nn.Module):
             alpha,
             beta,
             self.thresholds,
-            self.stairs,
-            self.level_set.offset,
+            self._stairs_for(x),
             self.temperature if soft else None,
             window_temperature,
             self.rectifies,
@@ -205,14 +212,12 @@ class Quantizer(nn.Module):
 
         In eval mode the module gives exactly `alpha * integers(x)`, rounded to the type of x.
         """
-        self._follow_thresholds()
-        dtype = compute_dtype(x)
-        stairs = stairs_of(self.thresholds, self.stairs, dtype)
+        dtype, stairs = compute_dtype(x), self._stairs_for(x)
         integer = torch.int8 if self.level_set.max_abs < 2**7 else torch.int16
         levels = torch.empty_like(x, dtype=integer)
         for rows in chunks(x):
             u = x[rows].to(dtype) * part_of(self.beta, x, rows).to(dtype)
-            levels[rows] = staircase(u, stairs, None).sub_(self.level_set.offset)
+            levels[rows] = staircase(u, stairs, None)
         return levels
 
     def extra_repr(self) -> str:

@@ -100,37 +100,40 @@ def _window_pairs(u: Tensor, spacing: float, count: int, step: int, temperature:
 
 @dataclass(frozen=True)
 class Stairs:
-    """Thresholds and step heights, as numbers where reading them does not wait for a device."""
+    """Thresholds, step heights and offset o (minus the lowest level) of a staircase.
 
-    thresholds: Sequence[Tensor | float]
-    steps: Sequence[int]
+    The thresholds are numbers where reading them does not wait for a device.
+    """
+
+    thresholds: tuple[Tensor | float, ...]
+    steps: tuple[int, ...]
+    offset: float = 0.0
     spacing: float | None = None  # of evenly spaced thresholds with equal steps
     plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # of qnet.fused
 
 
 def staircase(u: Tensor, stairs: Stairs, temperature: Temperature | None) -> Tensor:
-    """Σ s_i σ(T (u - b_i)), or Σ s_i [u > b_i] if temperature is None; of the shape of u.
+    """Σ s_i σ(T (u - b_i)) - o, or Σ s_i [u > b_i] - o if temperature is None; like u.
 
     Only the thresholds near each value are summed where that is less work.
     """
     radius = _radius(stairs, temperature, u.dtype)
     if radius is None:
-        return _staircase_loop(u, stairs.thresholds, stairs.steps, temperature)
-    distance, below, near = _fold(u, stairs, radius)
-    return _staircase_loop(distance, near.thresholds, near.steps, temperature).add_(
-        below, alpha=stairs.steps[0]
-    )
+        climbed = _staircase_loop(u, stairs.thresholds, stairs.steps, temperature)
+    else:
+        distance, below, near = _fold(u, stairs, radius)
+        climbed = _staircase_loop(distance, near.thresholds, near.steps, temperature)
+        climbed.add_(below, alpha=stairs.steps[0])
+    return climbed.sub_(stairs.offset)
 
 
-def window(
-    u: Tensor, stairs: Stairs, temperature: WindowTemperature, offset: float = 0.0
-) -> Tensor:
+def window(u: Tensor, stairs: Stairs, temperature: WindowTemperature) -> Tensor:
     """The window w: the derivative of the soft staircase by u, or of the straight line; like u.
 
-    The line is the one between the outermost levels: for -offset <= u <= Σ s_i - offset.
+    The line is the one between the outermost levels: for -o <= u <= Σ s_i - o.
     """
     if isinstance(temperature, str):
-        return ((u >= -offset) & (u <= sum(stairs.steps) - offset)).to(u.dtype)
+        return ((u >= -stairs.offset) & (u <= sum(stairs.steps) - stairs.offset)).to(u.dtype)
     radius = _radius(stairs, temperature, u.dtype)
     if radius is not None:
         u, _, stairs = _fold(u, stairs, radius)
@@ -171,8 +174,8 @@ def _fold(u: Tensor, stairs: Stairs, radius: int) -> tuple[Tensor, Tensor, Stair
     nearest.clamp_(radius, len(stairs.steps) - 1 - radius)
     # This threshold is exact (see _spacing), hence so is the sign of the distance: u > b_i.
     distance = u - nearest.mul(spacing).add_(first)
-    offsets = [spacing * k for k in range(-radius, radius + 1)]
-    near = Stairs(offsets, [stairs.steps[0]] * len(offsets), spacing)
+    offsets = tuple(spacing * k for k in range(-radius, radius + 1))
+    near = Stairs(offsets, stairs.steps[: len(offsets)], spacing=spacing)
     return distance, nearest.sub_(radius), near
 
 
@@ -185,21 +188,17 @@ def _spacing(thresholds: tuple[float, ...], dtype: torch.dtype) -> float | None:
     return spacing if spacing > 0 and even.tolist() == list(thresholds) else None
 
 
-def stairs_of(thresholds: Tensor, steps: Sequence[int] | Stairs, dtype: torch.dtype) -> Stairs:
-    """Thresholds [n] and the n step heights, prepared for values of type `dtype`.
-
-    Given `Stairs` instead of the heights, these are the same ones, prepared for float32.
-    """
-    if isinstance(steps, Stairs):
-        if dtype != torch.float64:
-            return steps
-        steps = steps.steps
-    thresholds = thresholds.to(dtype)
+def stairs_of(
+    thresholds: Tensor, steps: Sequence[int], dtype: torch.dtype, offset: float = 0.0
+) -> Stairs:
+    """Thresholds [n] and the n step heights, prepared for values of type `dtype`."""
+    thresholds = thresholds.detach().to(dtype)
+    steps = tuple(steps)
     if not on_cpu(thresholds):
-        return Stairs(thresholds.unbind(), steps)
-    values = thresholds.tolist()
+        return Stairs(tuple(thresholds.unbind()), steps, offset)
+    values = tuple(thresholds.tolist())
     even = len(set(steps)) == 1
-    return Stairs(values, steps, _spacing(tuple(values), dtype) if even else None)
+    return Stairs(values, steps, offset, _spacing(values, dtype) if even else None)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -48,8 +48,7 @@ class Quantize(torch.autograd.Function):
         alpha: Tensor,
         beta: Tensor,
         thresholds: Tensor,
-        steps: Sequence[int] | Stairs,
-        offset: float,
+        stairs: Stairs,
         temperature: Temperature | None,
         window_temperature: WindowTemperature | None,
         rectified: bool,
@@ -57,24 +56,22 @@ class Quantize(torch.autograd.Function):
         """Temperature None: the hard staircase. Window temperature None: no gradient. Rectified:
         x and beta have no gradient where x <= 0, as behind a ReLU.
 
-        With `Stairs` in place of the heights the thresholds are read only in float64.
+        The thresholds are those of `stairs`, whose type is `compute_dtype(x)`; the tensor is there
+        for its gradient.
         """
         temperature, window_temperature = _constant(temperature), _constant(window_temperature)
         ctx.save_for_backward(x, alpha, beta, thresholds)
-        ctx.steps, ctx.offset = steps, offset
+        ctx.stairs, ctx.rectified = stairs, rectified
         ctx.temperature, ctx.window_temperature = temperature, window_temperature
-        ctx.rectified = rectified
         dtype = compute_dtype(x)
-        stairs = stairs_of(thresholds, steps, dtype)
         if applies(x, alpha, beta):
-            fused = fused_forward(x, alpha, beta, stairs, offset, temperature)
+            fused = fused_forward(x, alpha, beta, stairs, temperature)
             if fused is not None:
                 return fused
         y = torch.empty_like(x)
         for rows in chunks(x):
             u = x[rows].to(dtype) * part_of(beta, x, rows).to(dtype)
-            level = staircase(u, stairs, temperature).sub_(offset)
-            y[rows] = level.mul_(part_of(alpha, x, rows).to(dtype))
+            y[rows] = staircase(u, stairs, temperature).mul_(part_of(alpha, x, rows).to(dtype))
         return y
 
     @staticmethod
@@ -83,23 +80,14 @@ class Quantize(torch.autograd.Function):
         """The gradients of x, alpha, beta and thresholds that are asked for."""
         x, alpha, beta, thresholds = ctx.saved_tensors
         need_x, need_alpha, need_beta, need_thresholds = ctx.needs_input_grad[:4]
-        dtype = compute_dtype(x)
-        stairs = stairs_of(thresholds, ctx.steps, dtype)
+        dtype, stairs = compute_dtype(x), ctx.stairs
         temperature, window_temperature = ctx.temperature, ctx.window_temperature
         if window_temperature is not None and not need_thresholds and applies(x, alpha, beta):
             grads = fused_backward(
-                x,
-                grad_y,
-                alpha,
-                beta,
-                stairs,
-                ctx.offset,
-                temperature,
-                window_temperature,
-                ctx.rectified,
+                x, grad_y, alpha, beta, stairs, temperature, window_temperature, ctx.rectified
             )
             if grads is not None:
-                return *grads, None, None, None, None, None, None
+                return *grads, None, None, None, None, None
 
         new_like = torch.zeros_like if window_temperature is None else torch.empty_like
         grad_x = new_like(x) if need_x else None
@@ -115,7 +103,7 @@ class Quantize(torch.autograd.Function):
             )
             u = x_part * beta_part
             if grad_alpha is not None:
-                level = staircase(u, stairs, temperature).sub_(ctx.offset)
+                level = staircase(u, stairs, temperature)
                 _accumulate(part_of(grad_alpha, x, rows), level.mul_(grad))
             if window_temperature is None or not (need_x or need_beta or need_thresholds):
                 continue
@@ -126,15 +114,15 @@ class Quantize(torch.autograd.Function):
                 for i, step in enumerate(stairs.steps):
                     threshold = stairs.thresholds[i]
                     grad_thresholds[i] -= (
-                        grad * window(u, Stairs([threshold], [step]), window_temperature)
+                        grad * window(u, Stairs((threshold,), (step,)), window_temperature)
                     ).sum()
-            grad_u = window(u, stairs, window_temperature, ctx.offset).mul_(grad)
+            grad_u = window(u, stairs, window_temperature).mul_(grad)
             if grad_beta is not None:
                 _accumulate(part_of(grad_beta, x, rows), grad_u * x_part)
             if grad_x is not None:
                 grad_x[rows] = grad_u.mul_(beta_part)
 
-        return grad_x, grad_alpha, grad_beta, grad_thresholds, None, None, None, None, None
+        return grad_x, grad_alpha, grad_beta, grad_thresholds, None, None, None, None
 
 
 def _constant(temperature: Any) -> Any:
@@ -177,10 +165,7 @@ def soft_steps(
     window_temperature = temperature if backward_temperature == "exact" else backward_temperature
     if isinstance(window_temperature, Tensor):
         window_temperature = window_temperature.clone()  # torch.compile accepts no tensor twice
-    alpha, beta = x.new_ones(()), x.new_ones(())
-    return Quantize.apply(
-        x, alpha, beta, thresholds, steps, 0.0, temperature, window_temperature, False
-    )
+    return _unscaled(x, thresholds, steps, temperature, window_temperature)
 
 
 def hard_steps(
@@ -205,8 +190,21 @@ def hard_steps(
             as many heights as thresholds.
     """
     _check("hard_steps", x, thresholds, steps, backward_temperature)
+    return _unscaled(x, thresholds, steps, None, backward_temperature)
+
+
+def _unscaled(
+    x: Tensor,
+    thresholds: Tensor,
+    steps: Sequence[int],
+    temperature: Temperature | None,
+    window_temperature: Temperature | None,
+) -> Tensor:
+    stairs = stairs_of(thresholds, steps, compute_dtype(x))
     alpha, beta = x.new_ones(()), x.new_ones(())
-    return Quantize.apply(x, alpha, beta, thresholds, steps, 0.0, None, backward_temperature, False)
+    return Quantize.apply(
+        x, alpha, beta, thresholds, stairs, temperature, window_temperature, False
+    )
 
 
 def _check(

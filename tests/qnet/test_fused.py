@@ -17,7 +17,7 @@ from qnet.kernels import window_over_t
 from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.plans import plan_of
 from qnet.quantizer import Quantizer
-from qnet.staircase import Stairs, stairs_of
+from qnet.staircase import Stairs, compute_dtype, stairs_of
 from qnet.steps import Quantize
 from tests.textbook import every_set, halfway, uneven
 from tests.waiting import NoWaiting
@@ -51,8 +51,8 @@ def quantized(
     x = x.detach().requires_grad_()
     alpha, beta = (torch.tensor(s, dtype=x.dtype).requires_grad_() for s in (0.75, 1.25))
     places = thresholds.to(x.dtype)
-    how = levels.steps, levels.offset, forward, window, False
-    y = Quantize.apply(x, alpha, beta, places, *how)
+    stairs = stairs_of(places, levels.steps, compute_dtype(x), levels.offset)
+    y = Quantize.apply(x, alpha, beta, places, stairs, forward, window, False)
     return [y.detach(), *torch.autograd.grad(y, (x, alpha, beta), grad)]
 
 
@@ -171,8 +171,8 @@ def test_on_a_gpu_nothing_makes_the_host_wait(uncompiled: None, soft: bool, exac
         )
         stairs = stairs_of(thresholds, levels.steps, torch.float32)
         temperature, window = t if soft else None, t if exact else 4.0
-        assert fused_forward(x, alpha, beta, stairs, 0.0, temperature) is not None
-        found = fused_backward(x, x, alpha, beta, stairs, 0.0, temperature, window, False)
+        assert fused_forward(x, alpha, beta, stairs, temperature) is not None
+        found = fused_backward(x, x, alpha, beta, stairs, temperature, window, False)
     assert found is not None
     assert {grad.device.type for grad in found} == {"cuda"}
 
@@ -217,7 +217,7 @@ def test_small_tensors_and_scales_per_channel_are_not_compiled() -> None:
 
 def test_far_below_thresholds_that_share_an_exponential_the_gradient_is_zero() -> None:
     """T (b - c) is just below the limit at which they share it."""
-    thresholds, steps = [-2.49, -1.0, 0.7, 2.49], [1, 1, 1, 1]
+    thresholds, steps = (-2.49, -1.0, 0.7, 2.49), (1, 1, 1, 1)
     planned = plan_of(Stairs(thresholds, steps), 8.0)
     assert planned is not None
     plan, numbers = planned
