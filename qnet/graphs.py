@@ -6,7 +6,9 @@ longer to start than the device to compute. A graph starts all of them at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -25,12 +27,14 @@ class GraphedStep:
     Args:
         step: runs on one CUDA device. Apart from its two arguments, all that differs between calls
             is in tensors that stay where they are, and nothing in it waits for the device. If it
-            cannot be recorded, a warning says so and it is called directly from then on.
+            does wait, or cannot be recorded, a warning says so and it is called directly from then
+            on.
     """
 
     def __init__(self, step: Step) -> None:
         self._step = step
         self._works = True
+        self._stream: torch.cuda.Stream | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -50,7 +54,10 @@ class GraphedStep:
             kept.copy_(given)
         if self._called < _BEFORE:
             self._called += 1
-            self._beside(*self._inputs)
+            if self._called < _BEFORE:
+                self._beside(*self._inputs)
+            else:
+                self._works = not self._waits(*self._inputs)
             return
         if self._graph is None:
             self._graph = self._record(*self._inputs)
@@ -61,11 +68,28 @@ class GraphedStep:
 
     def _beside(self, images: Tensor, labels: Tensor) -> None:
         """On a stream of its own, as recording is: what autograd keeps belongs to a stream."""
-        stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(here)
-        with torch.cuda.stream(stream):
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        here = torch.cuda.current_stream()
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
             self._step(images, labels)
-        here.wait_stream(stream)
+        here.wait_stream(self._stream)
+
+    def _waits(self, images: Tensor, labels: Tensor) -> bool:
+        """Take the step, and return whether the host waited in it, in which case a warning says so.
+
+        Recording such a step fails, and leaves the memory allocator and, in some versions of
+        PyTorch, the random numbers unusable.
+        """
+        with _noted_waits() as waits:
+            self._beside(images, labels)
+        if waits:
+            warn_slower(
+                "the training step is not recorded as a CUDA graph",
+                RuntimeError(f"it waits for the device, in {waits[0]}"),
+            )
+        return bool(waits)
 
     def _record(self, images: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph | None:
         """The step as a graph, not run yet; None if it cannot be recorded."""
@@ -83,6 +107,23 @@ class GraphedStep:
             self._works = False
             return None
         return graph
+
+
+@contextmanager
+def _noted_waits() -> Iterator[list[str]]:
+    """Context with a list of the places in the code where the host waited for the device."""
+    waits: list[str] = []
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # this warns too: that it may miss some
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    for warning in caught:
+        if "called a synchronizing CUDA operation" in str(warning.message):
+            waits.append(f"{warning.filename}, line {warning.lineno}")
 
 
 def _cause(error: Exception) -> Exception:

@@ -82,10 +82,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> State:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: State) -> None:
-    """The inverse of `optimizer_tensors`; the parameter groups stay as they are."""
+    """The inverse of `optimizer_tensors`; parameter groups, and state that it lacks, stay."""
     content = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, State] = {}
+    state: dict[int, State] = {number: dict(kept) for number, kept in content["state"].items()}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
         like = parameters[int(number)].detach()

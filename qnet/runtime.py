@@ -55,7 +55,10 @@ def start(params: RuntimeParams) -> Runtime:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory finds uses of uninitialised values, and makes a step a third slower.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32 in convolutions too
+    # Float32 is float32, and bfloat16 is summed in it (qnet.layers).
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     use_compiled(params.compile != "none")
     torch.set_flush_denormal(True)  # gradients far from a threshold are tiny, and slow otherwise
     device = device_of_process(params.device)
@@ -70,7 +73,7 @@ def start(params: RuntimeParams) -> Runtime:
         mixed,
         workers,
         compile_network=params.compile == "network",
-        # Several processes exchange gradients by way of the host, which a graph cannot.
+        # Not tried with several processes, whose exchange of gradients would have to be recorded.
         graphs=device.type == "cuda" and world_size() == 1 and params.compile != "none",
     )
 

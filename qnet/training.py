@@ -162,6 +162,9 @@ class Trainer:
             if resume is not None and is_due(epoch + 1, save_every, self.params.epochs):
                 self._save(resume, history, best)
             on_epoch(history)
+        if self.graph is not None:
+            self.graph.forget()  # it holds the memory of a whole step
+        self.model.zero_grad(set_to_none=True)
         load_state(self.model, best)
         self.model.eval()
         self._measure_batch_norm()

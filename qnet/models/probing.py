@@ -26,7 +26,9 @@ def computes_alike(model: nn.Module, other: nn.Module, channels: int, size: int)
         for network in (model.eval(), other.to(device).eval()):
             with (
                 torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+                torch.backends.cudnn.flags(
+                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+                ),
             ):
                 torch.manual_seed(0)  # for networks that draw random numbers even in eval mode
                 outputs.append(network(images).float())

@@ -1,5 +1,6 @@
 """A training step as a CUDA graph; without a CUDA device, a stand-in shows when it is recorded."""
 
+import warnings
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -17,6 +18,7 @@ class StandIn:
     recorded = replayed = 0
     recording = False
     ends_badly = False
+    debug_mode = 0
 
     @contextmanager
     def record(self, graph, **options):
@@ -32,12 +34,15 @@ class StandIn:
     def replay(self):
         self.replayed += 1
 
+    def set_debug_mode(self, mode):
+        self.debug_mode = mode
+
 
 class Steps:
-    """Step that notes the images it sees, and may fail while it is recorded."""
+    """Step that notes the images it sees, and may fail while it is recorded, or wait."""
 
-    def __init__(self, cuda, fails=False):
-        self.cuda, self.fails = cuda, fails
+    def __init__(self, cuda, fails=False, waits=False):
+        self.cuda, self.fails, self.waits = cuda, fails, waits
         self.seen, self.inputs = [], []
 
     def __call__(self, images, labels):
@@ -47,6 +52,8 @@ class Steps:
                 raise RuntimeError("operation not permitted when stream is capturing\nat line 1")
             return
         self.seen.append(images[0].item())
+        if self.waits and self.cuda.debug_mode == "warn":
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
 
 
 class Stream:
@@ -63,6 +70,8 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: stand_in)
     monkeypatch.setattr(torch.cuda, "graph", stand_in.record)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: stand_in.debug_mode)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", stand_in.set_debug_mode)
     return stand_in
 
 
@@ -108,6 +117,18 @@ def test_a_step_that_cannot_be_recorded_is_made_as_it_is(ends_badly, cuda):
     graphed(*batch(EAGER + 1))
     assert step.seen == [0, 1, 2, 3, 4]
     assert cuda.replayed == 0
+
+
+def test_a_step_that_waits_for_the_device_is_never_recorded(cuda):
+    step = Steps(cuda, waits=True)
+    graphed = GraphedStep(step)
+    for number in range(EAGER - 1):
+        graphed(*batch(number))
+    with pytest.warns(UserWarning, match=r"not recorded as a CUDA graph.*test_graphs\.py, line"):
+        graphed(*batch(EAGER - 1))
+    graphed(*batch(EAGER))
+    assert step.seen == [0, 1, 2, 3]
+    assert (cuda.recorded, cuda.replayed, cuda.debug_mode) == (0, 0, 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
