@@ -20,6 +20,7 @@ from sklearn.cluster import KMeans
 from qnet.clustering import Clusters, Thresholds, cluster, cluster_together
 from qnet.errors import UserError
 from qnet.histogram import Histogram
+from qnet.kmeans import kmeans
 from qnet.levels import LevelSet, activation_levels, weight_levels
 
 THRESHOLDS: tuple[Thresholds, ...] = ("uniform", "clustered", "centroids")
@@ -280,7 +281,7 @@ def test_outliers_leave_the_bulk_its_resolution(thresholds: Thresholds) -> None:
     assert_allclose(found.thresholds, wanted.thresholds, atol=0.05)
 
 
-@pytest.mark.parametrize("rule", product(THRESHOLDS, SCALES), ids="-".join)
+@pytest.mark.parametrize("rule", list(product(THRESHOLDS, SCALES)), ids="-".join)
 @pytest.mark.parametrize("levels", SETS, ids=lambda levels: levels.name)
 def test_values_that_leave_no_choice(levels: LevelSet, rule: tuple[str, str]) -> None:
     uniform = tuple((a + b) / 2 for a, b in zip(levels.values, levels.values[1:], strict=False))
@@ -396,3 +397,25 @@ def test_together_messages_name_the_layer():
         cluster_together(
             {"a": histogram_of(sample("relu")), "b": Histogram()}, activation_levels(2)
         )
+
+
+def test_as_many_values_as_levels_are_a_cluster_each() -> None:
+    levels = LevelSet("t", (0, 1, 2))
+    values = np.array([1.0, 2.0, 4.0])
+    found = cluster(values, levels, gamma=0, thresholds="clustered", scale="max")
+    assert_allclose(np.array(found.thresholds) / found.beta, [1.5, 3.0], rtol=1e-6)
+
+
+def test_values_whose_beta_would_overflow_count_as_zeros() -> None:
+    values = np.array([1e-38, 0.0], dtype=np.float32)
+    found = cluster(values, activation_levels(8), scale="max", gamma=0)
+    assert (found.alpha, found.beta) == (1, 1)
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.0**26])
+def test_clusters_do_not_depend_on_where_zero_is(shift: float) -> None:
+    assert kmeans(np.arange(8.0) / 8 + shift, np.ones(8), 4).tolist() == [0, 2, 4, 6]
+
+
+def test_of_equal_partitions_one_is_always_chosen() -> None:
+    assert kmeans(np.arange(5.0), np.ones(5), 2).tolist() == [0, 2]

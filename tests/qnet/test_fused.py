@@ -18,7 +18,7 @@ from qnet.levels import LevelSet, activation_levels, weight_levels
 from qnet.plans import plan_of
 from qnet.quantizer import Quantizer
 from qnet.staircase import Stairs, compute_dtype, stairs_of
-from qnet.steps import Quantize
+from qnet.steps import Quantize, soft_steps
 from tests.textbook import every_set, halfway, uneven
 from tests.waiting import NoWaiting
 
@@ -224,3 +224,47 @@ def test_far_below_thresholds_that_share_an_exponential_the_gradient_is_zero() -
     assert plan.how == "shared"
     u = torch.tensor([-50.0, -10.0, 10.0, 50.0])
     assert window_over_t(u, steps, 0.0, plan, torch.tensor(numbers)).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("levels", [activation_levels(2), weight_levels(2)], ids=repr)
+def test_the_straight_line_ends_at_the_outermost_levels(uncompiled: None, levels: LevelSet) -> None:
+    for compiled in (False, True):
+        use_compiled(compiled)
+        low, high = float(levels.values[0]), float(levels.values[-1])
+        beyond = torch.tensor([low, high]).nextafter(torch.tensor([-9.0, 9.0]))
+        x = torch.cat([torch.tensor([low, high]), beyond]).requires_grad_()
+        Quantizer(levels, backward_temperature="straight_through")(x).sum().backward()
+        assert x.grad is not None
+        assert x.grad.tolist() == [1, 1, 0, 0]
+
+
+def test_in_place_of_a_relu_it_has_no_gradient_at_zero(uncompiled: None) -> None:
+    for compiled in (False, True):
+        use_compiled(compiled)
+        quantizer = Quantizer(activation_levels(2))
+        quantizer.rectifies = True
+        x = torch.tensor([-0.1, 0.0, 0.1], requires_grad=True)
+        quantizer(x).sum().backward()
+        assert x.grad is not None
+        assert (x.grad != 0).tolist() == [False, False, True]
+
+
+def test_thresholds_that_learn_have_the_same_gradient(uncompiled: None) -> None:
+    grads = []
+    for compiled in (False, True):
+        use_compiled(compiled)
+        thresholds = torch.tensor([-0.5, 0.4], requires_grad=True)
+        soft_steps(torch.linspace(-2, 2, 9), thresholds, (1, 2), 3.0).sum().backward()
+        grads.append(thresholds.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_a_gradient_may_have_another_layout_than_the_values(uncompiled: None) -> None:
+    grad, found = torch.randn(2, 3, 4, 5), []
+    values = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    for compiled in (False, True):
+        use_compiled(compiled)
+        x = values.clone().requires_grad_()
+        Quantizer(activation_levels(2))(x).backward(grad)
+        found.append(x.grad)
+    torch.testing.assert_close(*found)

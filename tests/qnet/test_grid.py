@@ -23,7 +23,7 @@ ACTIVATIONS = (1, 2, 3, 4, 8, "full")
 pytestmark = pytest.mark.grid
 
 
-@pytest.mark.parametrize(("weights", "bits"), product(WEIGHTS, ACTIVATIONS))
+@pytest.mark.parametrize(("weights", "bits"), list(product(WEIGHTS, ACTIVATIONS)))
 def test_a_pair_trains_and_is_exact(weights, bits, tiny_split):
     torch.manual_seed(0)
     model = network(3, 1, 8)

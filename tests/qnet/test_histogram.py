@@ -213,3 +213,12 @@ def test_condense_keeps_totals_and_loses_little() -> None:
 def test_condense_leaves_few_points_alone() -> None:
     points, weights = np.array([1.0, 2.0]), np.array([3, 4])
     assert condense(points, weights, 2) == (points, weights)
+
+
+def test_sums_of_many_large_values_do_not_overflow() -> None:
+    count = 2**21 + 2**19
+    histogram = Histogram()
+    histogram.update(torch.full((count,), 0.999))
+    (mean,), (found,) = histogram.points()
+    assert found == count
+    assert mean == pytest.approx(0.999, rel=1e-6)

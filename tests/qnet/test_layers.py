@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 from qnet.clustering import cluster
 from qnet.errors import UserError
 from qnet.insertion import insert_quantizers
-from qnet.layers import QuantizedConv2d, QuantizedReLU
+from qnet.layers import QuantizedConv2d, QuantizedReLU, has_hooks
 from qnet.levels import activation_levels, weight_levels
 from qnet.models import build_model
 from qnet.quantizer import Quantizer
@@ -390,3 +390,13 @@ def test_shapes_can_be_had_on_the_meta_device() -> None:
         activations={"0": Quantizer(activation_levels(2))},
     )
     assert model.to("meta").eval()(torch.empty(4, 2, device="meta")).shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    "kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_every_kind_of_hook_counts(kind: str) -> None:
+    layer = nn.Linear(2, 2)
+    assert not has_hooks(layer)
+    getattr(layer, f"register_{kind}")(lambda *_: None)
+    assert has_hooks(layer)

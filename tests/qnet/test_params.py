@@ -228,8 +228,8 @@ def test_all_epochs_may_be_frozen(load: Load) -> None:
         ({"fp__warmup_epochs": 40}, "fp.warmup_epochs is 40; it must be below epochs (40)"),
         ({"fp__schedule": "step"}, "fp.decay_epochs is []; schedule step needs at least one"),
         (
-            {"fp__schedule": "step", "fp__decay_epochs": [9, 50]},
-            "fp.decay_epochs ends with 50; it must be below epochs (40)",
+            {"fp__schedule": "step", "fp__decay_epochs": [9, 40]},
+            "fp.decay_epochs ends with 40; it must be below epochs (40)",
         ),
         (
             {"fp__schedule": "step", "fp__decay_epochs": [1, 20]},
@@ -370,3 +370,8 @@ def test_a_renamed_name_is_named(load: Load, path: tuple[str, ...], name: str) -
     words = message(load, yaml.safe_dump(tree))
     assert " is not a parameter; " in words
     assert ".".join(path[:-1]) in words
+
+
+def test_the_last_values_that_are_allowed(load: Load) -> None:
+    load(changed(fp__schedule="step", fp__decay_epochs=[2, 39], fp__warmup_epochs=2))
+    load(changed(weights__temperature__end=100, weights__temperature__cap=100))

@@ -244,3 +244,26 @@ def test_thresholds_that_change_are_followed(how: str) -> None:
     for values in (x, x.double()):
         assert quantizer(values).tolist() == [-1, 0, 1]
         assert quantizer.integers(values).tolist() == [-1, 0, 1]
+
+
+def test_integers_follow_thresholds_without_a_forward() -> None:
+    quantizer = Quantizer(weight_levels(2))
+    with torch.no_grad():
+        quantizer.thresholds.copy_(torch.tensor([-2.0, 2.0]))
+    assert quantizer.integers(torch.tensor([-3.0, 1.0, 3.0])).tolist() == [-1, 0, 1]
+
+
+def test_a_level_of_128_needs_two_bytes() -> None:
+    quantizer = Quantizer(weight_levels([-128, 128]))
+    assert quantizer.integers(torch.tensor([-200.0, 200.0])).tolist() == [-128, 128]
+
+
+def test_in_float64_and_back() -> None:
+    state = Quantizer(weight_levels(2)).double().float().state_dict()
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_thresholds_that_are_equal_in_float32_are_refused() -> None:
+    thresholds = torch.tensor([0.1, 0.1 + 1e-12], dtype=torch.float64)
+    with pytest.raises(UserError, match="strictly increasing"):
+        Quantizer(weight_levels(2), thresholds=thresholds)

@@ -46,3 +46,10 @@ def test_state_that_a_run_on_another_device_lacks_stays() -> None:
     load_optimizer_tensors(after, optimizer_tensors(before))
     assert after.state[learning.weight]["momentum_buffer"].tolist() == [[1, 1]] * 2
     assert after.state[frozen.weight]["momentum_buffer"].tolist() == [[0, 0]] * 2
+
+
+def test_a_renamed_file_is_another_run(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("code")
+    before = run_key({}, [tmp_path])
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert run_key({}, [tmp_path]) != before

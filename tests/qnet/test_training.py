@@ -19,6 +19,7 @@ from qnet.relus import SkippedReLU
 from qnet.runtime import Runtime
 from qnet.training import Trainer, TrainingData
 from qnet.weights import weight_groups
+from tests.qnet.test_teacher import Asking
 from tests.tiny import network
 from tests.trainers import (
     ALPHA,
@@ -381,3 +382,48 @@ def test_a_network_of_which_nothing_may_learn_at_first(two_phases, data):
     settings = two_phases(scale_lr=0.0, freeze_bn_affine=True)
     with pytest.raises(UserError, match="no parameter of the network may learn"):
         trainer_of(model, settings, data)
+
+
+def test_after_training_all_may_learn_that_could_before(params, data):
+    run = trainer("activations", params("activations", weights="frozen", epochs=1), data)
+    run.fit()
+    assert all(parameter.requires_grad for parameter in run.model.parameters())
+
+
+def test_a_loss_on_validation_that_is_not_finite_ends_the_run(params, data, monkeypatch):
+    scores = {"validation_top1": 0.0, "validation_loss": float("nan")}
+    monkeypatch.setattr(Trainer, "_score", lambda run: scores)
+    with pytest.raises(UserError, match="the loss on validation is nan in epoch 1"):
+        trainer("fp", params("fp", epochs=1), data).fit()
+
+
+def test_a_teacher_that_folding_would_change_teaches_as_it_is(params, data):
+    class Gray(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Asking()
+
+        def forward(self, x):
+            return self.body(x.expand(-1, 3, -1, -1))[:, :3]
+
+    run = trainer("weights", params("weights", distillation=0.5, epochs=1), data, teacher=Gray())
+    assert run.teacher.ready is not run.teacher.original
+    run.fit()
+    assert run.teacher.ready is run.teacher.original
+
+
+def test_training_leaves_no_gradients_and_no_recorded_step(params, data):
+    class Recorded:
+        forgotten = False
+
+        def __call__(self, images, labels):
+            run.step(images, labels)
+
+        def forget(self):
+            self.forgotten = True
+
+    run = trainer("fp", params("fp", epochs=1), data)
+    run.graph = Recorded()
+    run.fit()
+    assert run.graph.forgotten
+    assert all(parameter.grad is None for parameter in run.model.parameters())

@@ -110,7 +110,7 @@ def odd_ones() -> Iterator[Quantizer]:
     yield watched
 
 
-@pytest.mark.parametrize("odd", odd_ones(), ids=repr)
+@pytest.mark.parametrize("odd", list(odd_ones()), ids=repr)
 def test_only_what_is_alike_goes_together(odd: Quantizer) -> None:
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)), nn.Linear(4, 4), nn.Linear(4, 5))
     given = {str(i): Quantizer(LEVELS, alpha=0.1 * (i + 1)) for i in (0, 1, 4)} | {"2": odd}
@@ -128,3 +128,9 @@ def test_an_exact_gradient_goes_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     weights = {name: Quantizer(LEVELS, backward_temperature="exact") for name in ("0", "1")}
     assert weight_groups(insert_quantizers(model, weights=weights)) == []
+
+
+def test_a_beta_for_each_channel_goes_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    given = {name: Quantizer(LEVELS, beta=torch.ones(4, 1)) for name in "01"}
+    assert weight_groups(insert_quantizers(model, weights=given)) == []

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from qnet.checkpoint import load_model
 from qnet.quantizer import quantizers
+from stages.training import TrainingStage
 from tests.pipeline import ROOT, kill_after, run, start, write_params
 
 OUTPUT = {"train_fp": "fp", "train_weights": "weights", "train_activations": "activations"}
@@ -293,3 +294,27 @@ def test_zero_epochs_only_evaluate(workspace):
     run("train_fp", workspace)
     metrics = json.loads((workspace / "metrics" / "train_fp" / "metrics.json").read_text())
     assert metrics["best_epoch"] == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("train_fp", {"start.safetensors"}),
+        ("train_weights", {"fp.safetensors", "weight_clusters.json"}),
+        (
+            "train_activations",
+            {"fp.safetensors", "activation_clusters.json", "weights.safetensors"},
+        ),
+    ],
+)
+def test_a_run_is_named_after_every_file_that_it_starts_from(
+    stage, expected, workspace, monkeypatch
+):
+    shutil.copy(workspace / "checkpoints/fp.safetensors", workspace / "start.safetensors")
+    write_params(workspace, model__pretrained="start.safetensors")
+    seen = []
+    monkeypatch.setattr(
+        TrainingStage, "train", lambda self, inputs, teacher=None: seen.extend(inputs)
+    )
+    run(stage, workspace)
+    assert {path.name for path in seen} == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,14 @@ def test_a_damaged_manifest(tree: Path, tmp_path: Path) -> None:
 def test_a_link_to_nothing_is_named_and_not_left_out(tree: Path) -> None:
     (tree / "train" / WNIDS[0] / "gone.JPEG").symlink_to("nowhere.JPEG")
     assert "gone.JPEG: cannot be accessed (No such file or directory)" in refused(tree)
+
+
+def test_a_checksum_depends_on_labels_and_sizes(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "imagenet")
+    listing = prepare_imagenet(root, size=32, channels=None, validation=0.25, seed=0)[1]["train"]
+    sums = {
+        listing.checksum(),
+        replace(listing, labels=listing.labels.flip(0)).checksum(),
+        replace(listing, sizes=listing.sizes + 1).checksum(),
+    }
+    assert len(sums) == 3

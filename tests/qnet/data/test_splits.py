@@ -129,3 +129,8 @@ def test_a_constant_channel_has_a_positive_std() -> None:
     means, stds = channel_statistics(images)
     assert means == pytest.approx((0.2, 0.2))
     assert stds == (1 / 255, 1 / 255)
+
+
+def test_validation_images_are_shuffled_too() -> None:
+    _, splits = prepare(some_raw((200, 200, 200)), validation=0.5, seed=0)
+    assert splits["validation"].labels[:60].bincount(minlength=3).min() >= 10

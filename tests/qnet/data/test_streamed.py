@@ -279,3 +279,36 @@ def test_a_png_is_what_it_is_in_a_folder_of_images(found) -> None:
         image.save(listing.path(place), format="png")
         pixels = batches(found, split="test", augment=None)._pictures._decode(place, None)
         assert abs(pixels.mean() - to_pixels(image, 32, 3).mean()) < 10  # its middle is cut
+
+
+def copies(found, augment: Augment, count: int = 60) -> Tensor:
+    """One training image, augmented `count` times."""
+    info, splits = found
+    listing = splits["train"].take(torch.zeros(count, dtype=torch.int64))
+    data = StreamedBatches(listing, info, batch_size=count, device="cpu", augment=augment)
+    return next(data.epoch(generator()))[0]
+
+
+def test_each_copy_of_an_image_has_a_crop_of_its_own(found) -> None:
+    assert len(copies(found, Augment(4, False)).flatten(1).unique(dim=0)) > 50
+
+
+def test_half_of_the_copies_of_an_image_are_mirrored(found) -> None:
+    plain, flipped = (copies(found, Augment(0, flip)) for flip in (False, True))
+    mirrored = (flipped == plain.flip(-1)).flatten(1).all(1)
+    assert ((flipped == plain).flatten(1).all(1) | mirrored).all()
+    assert 15 < mirrored.sum() < 45
+
+
+def test_no_more_images_are_tried_than_may_be_bad(found, monkeypatch) -> None:
+    tried: list[int] = []
+
+    def fails(pictures: Any, index: int, seed: int) -> Tensor:
+        tried.append(index)
+        raise ValueError
+
+    monkeypatch.setattr(module._Pictures, "_decode", fails)
+    data = batches(found, batch_size=1, bad_images=2, warn=str)
+    with pytest.raises(UserError):
+        list(data.epoch(generator()))
+    assert len(tried) == 3
