@@ -93,7 +93,8 @@ def cluster(
             three-sigma rule. params.yaml has 0 for weights.
         thresholds: "uniform", "clustered" or "centroids", as above.
         scale: "least_squares", "max" or "paper", as above.
-        name: what the values are, for example a layer; error messages begin with it.
+        name: what the values are, for example a layer; error messages begin with it. A histogram
+            has its own.
 
     Raises:
         UserError: no values, one that is not finite, or an argument that is none of the above.
@@ -103,9 +104,9 @@ def cluster(
     else:
         histogram = Histogram(name)
         histogram.update(values)
-    return cluster_together(
-        {name: histogram}, levels, gamma=gamma, thresholds=thresholds, scale=scale
-    )[name]
+    alone = {histogram.name: histogram}
+    found = cluster_together(alone, levels, gamma=gamma, thresholds=thresholds, scale=scale)
+    return found[histogram.name]
 
 
 def cluster_together(

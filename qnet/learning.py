@@ -6,7 +6,7 @@ Yang et al., *Quantization Networks*, CVPR 2019, quantize activations with froze
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnet.errors import UserError
@@ -24,8 +24,6 @@ class Learning:
         params: the section of params.yaml that the phase follows.
 
     Attributes:
-        weights: what `params.weights` is about: the quantized weights or, if there are none, those
-            of all convolutions and linear layers.
         annealed: the quantizers whose T follows the schedule: all, except those of weights whose
             training beside activations does not use T. `validation_soft_top1` is with these soft.
         norms_learn: whether batch norm uses the statistics of the batches while training.
@@ -33,15 +31,13 @@ class Learning:
 
     def __init__(self, model: nn.Module, params: TrainingParams) -> None:
         self.model = model
-        self.params = params
         self.before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self.batch_norms = _batch_norms(model)
+        self.norms_learn = bool(self.batch_norms) and not params.freeze_bn_stats
         self.annealed: list[Quantizer] = []
-        self.weight_quantizers = [quantizer for *_, quantizer in quantized_weights(model)]
-        self.weights = [weight for _, weight, _ in quantized_weights(model)]
-        if not self.weights:
-            layers = filter(is_quantizable, model.modules())
-            self.weights = [layer.get_parameter("weight") for layer in layers]
+        self.frozen_epochs = 0
+        self.frozen_at_first: list[Tensor] = []  # weights and their scales
+        self.hard_at_first: list[Quantizer] = []  # those of the weights
         # In full precision batch norm learns if the network's own code lets it.
         if isinstance(params, QuantizedTrainingParams):
             for norm in self.batch_norms:
@@ -51,29 +47,34 @@ class Learning:
                 quantizer.requires_grad_(params.scale_lr > 0)
         if isinstance(params, ActivationsParams):
             self._treat_weights(params)
-        scales = [p for quantizer in self.weight_quantizers for p in quantizer.parameters()]
-        self.frozen_at_first = [p for p in (*self.weights, *scales) if p.requires_grad]
-        self.weights_learn = True
-        self.norms_learn = bool(self.batch_norms) and not params.freeze_bn_stats
 
     def _treat_weights(self, params: ActivationsParams) -> None:
-        """Freeze the weights, or let them learn beside the activations."""
+        """Freeze the weights, or let them learn beside the activations: the quantized ones or, if
+        there are none, those of all convolutions and linear layers."""
         learn = params.weights != "frozen"
-        for weight in self.weights:
-            if self.weight_quantizers or not learn:  # else as the network's own code has it
+        quantized = list(quantized_weights(self.model))
+        weights, of_weights = [w for _, w, _ in quantized], [q for *_, q in quantized]
+        if not quantized:
+            layers = filter(is_quantizable, self.model.modules())
+            weights = [layer.get_parameter("weight") for layer in layers]
+        for weight in weights:
+            if quantized or not learn:  # else as the network's own code has it
                 weight.requires_grad_(learn)
-        for quantizer in self.weight_quantizers:
+        for quantizer in of_weights:
             quantizer.forward_mode = "soft" if params.weights == "soft" else "hard"
             quantizer.requires_grad_(learn and params.weight_scales and params.scale_lr > 0)
             exact = learn and quantizer.backward_temperature == "exact"
             if not (exact or params.weights == "soft"):
                 self.annealed.remove(quantizer)
+        if params.frozen_epochs > 0:
+            scales = [p for quantizer in of_weights for p in quantizer.parameters()]
+            self.frozen_epochs = params.frozen_epochs
+            self.frozen_at_first = [p for p in (*weights, *scales) if p.requires_grad]
+            self.hard_at_first = of_weights
 
     def learns_at_first(self) -> bool:
         """Whether any parameter learns in the first epoch."""
-        frozen = set()
-        if isinstance(self.params, ActivationsParams) and self.params.frozen_epochs > 0:
-            frozen = set(self.frozen_at_first)
+        frozen = set(self.frozen_at_first)
         return any(p.requires_grad and p not in frozen for p in self.model.parameters())
 
     def begin(self, epoch: int) -> bool:
@@ -83,18 +84,15 @@ class Learning:
             Whether the set of parameters that learn has changed.
         """
         self.model.train()
-        changed = False
-        if isinstance(self.params, ActivationsParams):
-            learn = epoch >= self.params.frozen_epochs
-            for quantizer in self.weight_quantizers:
-                quantizer.train(learn)  # in eval mode its forward is hard
-            for parameter in self.frozen_at_first:
-                parameter.requires_grad_(learn)  # no gradient: the optimizer skips it
-            changed, self.weights_learn = learn != self.weights_learn, learn
+        learn = epoch >= self.frozen_epochs
+        for quantizer in self.hard_at_first:
+            quantizer.train(learn)  # in eval mode its forward is hard
+        for parameter in self.frozen_at_first:
+            parameter.requires_grad_(learn)  # no gradient: the optimizer skips it
         if not self.norms_learn:
             for norm in self.batch_norms:
                 norm.eval()
-        return changed
+        return epoch > 0 and epoch == self.frozen_epochs
 
     def end(self) -> None:
         """Let each parameter learn or not, as it did before this phase."""

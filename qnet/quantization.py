@@ -60,6 +60,6 @@ def quantize_model(
         for name, seen in activation_histograms(model, layers, batches).items():
             levels = activation_levels(activations, signed=seen.min < 0)
             assert levels is not None
-            clusters = cluster(seen, levels, name=seen.name)
+            clusters = cluster(seen, levels)
             activation_quantizers[name] = Quantizer.from_clusters(clusters)
     return insert_quantizers(model, weights=weight_quantizers, activations=activation_quantizers)

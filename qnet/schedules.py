@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from qnet.params import TemperatureParams, TrainingParams
+from qnet.params import TrainingParams
 
 
 def learning_rate(params: TrainingParams, time: float) -> float:
@@ -27,18 +27,14 @@ def learning_rate(params: TrainingParams, time: float) -> float:
     return params.lr
 
 
-def temperature(params: TemperatureParams, epoch: int, epochs: int) -> float:
-    """Temperature T of the soft function in `epoch`, counted from 0, of `epochs`.
+def temperature_at(params: TrainingParams, epoch: int) -> float | None:
+    """Temperature T of the soft function in `epoch`, counted from 0; None if nothing is quantized.
 
     `T = per_epoch · (epoch + 1)`, as published; with `end`, equal steps that reach it in the last
     epoch, whatever the number of epochs. Never above `cap`.
     """
-    per_epoch = params.per_epoch if params.end == "none" else float(params.end) / epochs
-    return min(per_epoch * (epoch + 1), params.cap)
-
-
-def temperature_at(params: TrainingParams, epoch: int) -> float | None:
-    """Temperature of `epoch`, or None if nothing is quantized."""
-    if params.temperature is None:
+    section = params.temperature
+    if section is None:
         return None
-    return temperature(params.temperature, epoch, params.epochs)
+    per_epoch = section.per_epoch if section.end == "none" else float(section.end) / params.epochs
+    return min(per_epoch * (epoch + 1), section.cap)

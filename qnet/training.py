@@ -80,8 +80,7 @@ class Trainer:
         teacher: nn.Module | None = None,
         progress: EpochProgress = lambda batches, count, title: batches,
     ) -> None:
-        skip_relus(model)
-        self.model = channels_last(model.to(runtime.device))
+        self.model = model
         self.params = params
         self.data = data
         self.runtime = runtime
@@ -89,6 +88,8 @@ class Trainer:
         self.seed = seed
         self.progress = progress
         self._check(teacher)
+        skip_relus(model)
+        channels_last(model.to(runtime.device))
         self.learning = Learning(model, params)
         broadcast_state(model)
         if world_size() > 1 and self.learning.norms_learn:

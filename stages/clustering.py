@@ -65,7 +65,4 @@ def _clusters(
     rule = params.model_dump(exclude={"shared"})
     if params.shared:
         return cluster_together(histograms, levels, **rule)
-    return {
-        name: cluster(histogram, levels, **rule, name=histogram.name)
-        for name, histogram in histograms.items()
-    }
+    return {name: cluster(histogram, levels, **rule) for name, histogram in histograms.items()}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qnet.params import TemperatureParams
-from qnet.schedules import learning_rate, temperature
+from qnet.schedules import learning_rate, temperature_at
 
 
 def test_warm_up_rises_linearly_to_lr(fp_params):
@@ -34,17 +34,30 @@ def test_rate_stays_between_zero_and_lr(fp_params, time, schedule):
     assert math.isfinite(rate)
 
 
-def test_temperature_is_the_published_one():
-    params = TemperatureParams(per_epoch=5.0, end="none", cap=2000.0)
-    assert [temperature(params, epoch, 200) for epoch in (0, 1, 199)] == [5, 10, 1000]
-    assert temperature(params, 900, 1000) == 2000
+@pytest.fixture
+def temperatures(params):
+    """T of some epochs of a run, given its number of epochs and its temperature."""
+
+    def find(at, epochs, **temperature):
+        run = params("weights", epochs=epochs, temperature=TemperatureParams(**temperature))
+        return [temperature_at(run, epoch) for epoch in at]
+
+    return find
 
 
-def test_temperature_stays_where_its_first_value_is_its_cap():
-    params = TemperatureParams(per_epoch=4.0, end="none", cap=4.0)
-    assert [temperature(params, epoch, 3) for epoch in range(3)] == [4, 4, 4]
+def test_temperature_is_the_published_one(temperatures):
+    published = {"per_epoch": 5.0, "end": "none", "cap": 2000.0}
+    assert temperatures((0, 1, 199), 200, **published) == [5, 10, 1000]
+    assert temperatures((900,), 1000, **published) == [2000]
 
 
-def test_temperature_reaches_its_own_end_in_a_short_run():
-    params = TemperatureParams(per_epoch=5.0, end=100.0, cap=2000.0)
-    assert [temperature(params, epoch, 4) for epoch in range(4)] == [25, 50, 75, 100]
+def test_temperature_stays_where_its_first_value_is_its_cap(temperatures):
+    assert temperatures(range(3), 3, per_epoch=4.0, end="none", cap=4.0) == [4, 4, 4]
+
+
+def test_temperature_reaches_its_own_end_in_a_short_run(temperatures):
+    assert temperatures(range(4), 4, per_epoch=5.0, end=100.0, cap=2000.0) == [25, 50, 75, 100]
+
+
+def test_in_full_precision_there_is_no_temperature(fp_params):
+    assert temperature_at(fp_params(), 0) is None
