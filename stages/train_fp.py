@@ -50,13 +50,13 @@ def main(params: Params) -> None:
         print(f"train_fp: {note}")
         if RANDOM_HEAD in note and params.fp.epochs == 0:
             raise UserError(f"fp.epochs is 0, and {note}; set it above 0 to train that layer")
-    if params.fp.epochs == 0 and pretrained == "none":
-        print("train_fp: fp.epochs is 0 and model.pretrained is none: the network is not trained")
     inputs = [Path(pretrained)] if is_file(pretrained) else []
     checkpoint = Checkpoint(model, params.model.name, info)
     check_rebuilt(FP, checkpoint)
     model.to(runtime.device)
     TrainingStage("fp", params, checkpoint, runtime, FP).train(inputs)
+    if params.fp.epochs == 0 and pretrained == "none":
+        print("train_fp: fp.epochs is 0 and model.pretrained is none: the network is not trained")
 
 
 if __name__ == "__main__":
