@@ -142,7 +142,7 @@ def _explain(failures: Mapping[int, ProcessFailure], count: int) -> None:
         how = f"by signal {-code}" if code < 0 else f"with status {code}"
         print(
             f"error: process {rank + 1} of {count} ended {how}; if memory ran out, use fewer "
-            "(runtime.processes) or a smaller batch_size; {RESUMES}",
+            f"(runtime.processes) or a smaller batch_size; {RESUMES}",
             file=sys.stderr,
         )
         sys.exit(1)

@@ -85,6 +85,7 @@ def test_two_processes_one_killed_then_resumed_end_as_one_process(prepared, work
     assert process.returncode == 1
     message = "error: process 2 of 2 ended by signal 9; if memory ran out, use fewer"
     assert lines[-1].startswith(message)
+    assert lines[-1].endswith("batch_size; `dvc repro` resumes after the last saved epoch")
     assert [line for line in lines if " epoch " not in line] == lines[-1:]
     assert not alive(first)
 
