@@ -81,7 +81,7 @@ def alive(process: psutil.Process) -> bool:
 def test_two_processes_one_killed_then_resumed_end_as_one_process(prepared, workspace, begun):
     process, (first, second) = begun()
     second.kill()
-    lines = process.communicate(timeout=60)[0].strip().splitlines()
+    lines = process.communicate(timeout=240)[0].strip().splitlines()
     assert process.returncode == 1
     message = "error: process 2 of 2 ended by signal 9; if memory ran out, use fewer"
     assert lines[-1].startswith(message)
@@ -90,7 +90,7 @@ def test_two_processes_one_killed_then_resumed_end_as_one_process(prepared, work
     assert not alive(first)
 
     process = start("train_fp", workspace)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=240)[0]
     assert process.returncode == 0, output
     assert output.count("resumed after epoch") == 1
     assert output.count("train_fp epoch   4") == 1
@@ -115,7 +115,7 @@ def test_two_processes_one_killed_then_resumed_end_as_one_process(prepared, work
 def test_a_mistake_is_one_line_once(workspace):
     write_params(workspace, runtime__processes=2, fp__lr=1e9, fp__clip_norm=0)
     process = start("train_fp", workspace)
-    lines = process.communicate(timeout=60)[0].splitlines()
+    lines = process.communicate(timeout=240)[0].splitlines()
     assert process.returncode == 2
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: fp.lr is 1000000000.0: the loss is ")
@@ -126,7 +126,7 @@ def test_processes_whose_launcher_is_killed_end(workspace, begun):
     process, workers = begun()
     assert len(workers) == 2
     process.kill()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 240
     while any(map(alive, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
