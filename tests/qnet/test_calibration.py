@@ -74,7 +74,7 @@ def test_a_site_that_is_no_module_is_named_and_no_hook_stays() -> None:
 
 
 @pytest.mark.parametrize("batches", [[], [torch.ones(0, 2)]])
-def test_no_images(batches: list[torch.Tensor]) -> None:
+def test_calibration_without_images_is_refused(batches: list[torch.Tensor]) -> None:
     with pytest.raises(UserError, match="no images; give at least one"):
         activation_histograms(Borrower(), ["called"], batches)
 

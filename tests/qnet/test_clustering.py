@@ -259,7 +259,7 @@ def test_trimming_cuts_only_the_end_that_has_values() -> None:
     assert_allclose(found.trimmed, 0.0027, rtol=0.2)
 
 
-def test_trimming() -> None:
+def test_trimming_drops_a_share_at_each_end_and_beta_follows() -> None:
     x = np.append(np.linspace(-1, 1, 9999), 1000.0)
     levels = LevelSet("2", (-1, 0, 1))
     kept = cluster(x, levels, gamma=0, thresholds="uniform", scale="max")

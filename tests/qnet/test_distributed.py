@@ -225,7 +225,7 @@ def test_the_processes_agree_to_the_last_bit(kind, both):
     assert all(found["quantizer"].tolist() == [0, 1, 2] for found in both)
 
 
-def test_sums_and_parts(both):
+def test_numbers_are_summed_and_a_single_image_goes_to_one_process(both):
     assert [found["totals"] for found in both] == [[2, 1], [2, 1]]
     assert [found["few"] for found in both] == [[], [1]]
 

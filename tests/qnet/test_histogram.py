@@ -170,7 +170,7 @@ def test_memory_does_not_grow() -> None:
     assert size(histogram_of(heavy_tailed(100_000))) == size(Histogram()) < 1e6
 
 
-def test_empty() -> None:
+def test_without_values_there_are_no_points_and_no_percentile() -> None:
     histogram = histogram_of(np.empty((0, 3)))
     assert histogram.count == 0
     assert len(histogram.points()[0]) == 0

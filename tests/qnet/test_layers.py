@@ -210,7 +210,7 @@ def test_layers_are_in_the_order_of_registration() -> None:
     assert quantizable_layers(model) == everything[1:-1]
 
 
-def test_layers_by_pattern() -> None:
+def test_patterns_keep_and_choose_layers() -> None:
     model = build_model("resnet18", classes=3)
     kept = quantizable_layers(model, keep=["first", "last", "*.downsample.*"])
     assert len(kept) == 16
@@ -269,7 +269,7 @@ def test_a_transformer_in_eval_mode_calls_its_quantized_layers() -> None:
     torch.testing.assert_close(deployed, model(x).detach())
 
 
-def test_activation_sites() -> None:
+def test_activation_sites_are_inputs_of_layers_or_relus() -> None:
     model = small_model()
     assert activation_sites(model, "input") == ["2", "5"]
     assert activation_sites(model, "relu") == relu_sites(model) == ["1", "3", "6"]

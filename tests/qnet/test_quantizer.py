@@ -65,7 +65,7 @@ def test_bad_arguments_are_named_in_one_line(arguments, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_set_temperature() -> None:
+def test_a_temperature_is_set_in_place_and_must_be_positive() -> None:
     quantizer = Quantizer(WEIGHTS[1], forward_mode="soft")
     buffer = quantizer.temperature
     quantizer.set_temperature(2000)
@@ -143,7 +143,7 @@ def test_quantizers_are_named() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_soft_forward(training: bool) -> None:
+def test_a_network_is_soft_within_the_context_only(training: bool) -> None:
     model = network(temperature=1.0).train(training)
     x = torch.tensor([0.1, 0.6])
     hard = model.first(x)

@@ -79,7 +79,7 @@ def test_gradients_of_thresholds_are_the_textbook_s(
 
 
 @small_sets
-def test_gradcheck(levels: LevelSet) -> None:
+def test_soft_gradients_agree_with_finite_differences(levels: LevelSet) -> None:
     x = values_for(levels, 6).requires_grad_()
     thresholds = halfway(levels).requires_grad_()
     assert torch.autograd.gradcheck(
@@ -181,7 +181,7 @@ def test_hard_steps_take_the_gradient_of_soft_steps() -> None:
         close(mine, theirs)
 
 
-def test_hard_mode_without_backward_temperature_uses_the_soft_function_s() -> None:
+def test_an_exact_window_of_a_hard_forward_is_that_of_the_soft_function() -> None:
     levels = WEIGHTS[3]
     x = values_for(levels, 30).requires_grad_()
     quantizer = Quantizer(levels, temperature=6.0, backward_temperature="exact").double()

@@ -12,7 +12,7 @@ from qnet.training import TrainingData
 from tests.trainers import model_of, trainer, trainer_of
 
 
-def test_frozen_batch_norm(params, data):
+def test_frozen_batch_norm_stays_as_it_is(params, data):
     run = trainer("weights", params("weights", freeze_bn_affine=True, freeze_bn_stats=True), data)
     before = {k: v.clone() for k, v in run.model.state_dict().items()}
     run.fit()

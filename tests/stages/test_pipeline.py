@@ -215,7 +215,7 @@ def test_weights_in_full_precision_with_quantized_activations(workspace):
     assert "32/2" in run("report", workspace)
 
 
-def test_relu_sites(workspace):
+def test_published_sites_are_clustered_and_trained(workspace):
     write_params(workspace, activations__sites="relu", activations__bits=3)
     for stage in ("cluster", "train_weights", "train_activations"):
         run(stage, workspace)
@@ -266,7 +266,7 @@ def test_thresholds_from_the_network_with_quantized_weights(workspace):
         assert torch.equal(quantizer.thresholds, fp[name].thresholds)
 
 
-def test_shared_thresholds(workspace):
+def test_shared_thresholds_are_those_of_all_layers(workspace):
     shared = {
         f"cluster__{kind}__{name}": value
         for kind in ("weights", "activations")

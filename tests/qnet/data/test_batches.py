@@ -87,7 +87,7 @@ def test_ordered_is_every_image_once_and_normalised(channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("augment", [None, Augment(0, False), Augment(2, True)])
-def test_form_of_the_batches(channels: int, augment: Augment | None) -> None:
+def test_batches_are_float32_and_channels_last(channels: int, augment: Augment | None) -> None:
     split, info = some_data(channels=channels)
     batches = Batches(split, info, batch_size=8, device="cpu", augment=augment)
     for pairs in (batches.epoch(seeded()), batches.ordered()):

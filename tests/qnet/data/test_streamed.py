@@ -51,7 +51,7 @@ def equal(a: Iterator[Batch], b: Iterator[Batch]) -> bool:
     return all(torch.equal(x, y) and torch.equal(k, m) for (x, k), (y, m) in zip(a, b, strict=True))
 
 
-def test_an_epoch(found) -> None:
+def test_an_epoch_drops_the_short_batch_and_its_seed_decides_its_order(found) -> None:
     data = batches(found)
     taken = list(data.epoch(generator()))
     assert len(data) == len(taken) == 3
