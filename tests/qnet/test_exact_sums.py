@@ -90,7 +90,7 @@ def test_gradients_are_those_of_training(layer_and_input):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_half_precision_agrees_to_rounding(layer_and_input, dtype):
+def test_other_types_agree_to_rounding(layer_and_input, dtype):
     layer, x = layer_and_input
     layer.to(dtype)
     expected = scaled_sums(layer, x.to(dtype)).to(dtype)

@@ -114,7 +114,7 @@ def test_it_can_be_copied(layer_and_input, copied):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_half_precision_agrees_to_rounding(layer_and_input, dtype):
+def test_other_types_agree_to_rounding(layer_and_input, dtype):
     layer, x = layer_and_input
     found = to_int8(layer.to(dtype))(x.to(dtype))
     assert found.dtype == dtype
