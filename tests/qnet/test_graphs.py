@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from qnet.data import Batches
 from qnet.graphs import GraphedStep
+from qnet.runtime import Runtime
+from qnet.training import TrainingData
+from tests.trainers import model_of, trainer_of
 
 EAGER = 3  # steps before recording
 
@@ -131,7 +135,10 @@ def test_a_step_that_waits_for_the_device_is_never_recorded(cuda):
     assert (cuda.recorded, cuda.replayed, cuda.debug_mode) == (0, 0, 0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@NEEDS_CUDA
 def test_on_a_device_it_trains_as_plain_steps_do():
     def trained(graph: bool) -> torch.Tensor:
         torch.manual_seed(0)
@@ -151,3 +158,47 @@ def test_on_a_device_it_trains_as_plain_steps_do():
         return model.weight.detach().cpu()
 
     assert torch.equal(trained(True), trained(False))
+
+
+class Waiting(nn.Module):
+    """Passes its input on, and reads a value of it in training, for which the host must wait."""
+
+    def forward(self, x):
+        assert not self.training or x.sum().item() == x.sum().item()
+        return x
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def fitted(request, params, tiny_info, tiny_split):
+    """Rows and weights of three epochs at 2/2, distilled; there are graphs on CUDA only."""
+    device = torch.device(request.param)
+
+    def batches(count, seed, size):
+        return Batches(tiny_split(count, seed), tiny_info, batch_size=size, device=device)
+
+    def fit(graphs, end):
+        settings = params("activations", epochs=3, frozen_epochs=1, distillation=0.5)
+        runtime = Runtime(device, mixed=False, graphs=graphs and device.type == "cuda")
+        run = trainer_of(
+            nn.Sequential(model_of("activations"), end),
+            settings,
+            TrainingData(batches(96, 0, 16), batches(30, 1, 30)),
+            runtime,
+            teacher=model_of("fp").to(device),
+        )
+        return run.fit().rows, {name: t.cpu() for name, t in run.model.state_dict().items()}
+
+    return fit
+
+
+def test_a_phase_with_recorded_steps_is_the_same_to_the_last_bit(fitted):
+    (rows, state), (expected_rows, expected) = (fitted(g, nn.Identity()) for g in (True, False))
+    assert rows == expected_rows
+    assert all(torch.equal(value, expected[name]) for name, value in state.items())
+
+
+@pytest.mark.filterwarnings("ignore:the training step is not recorded")
+def test_a_network_that_waits_and_drops_out_trains_as_without_graphs(fitted):
+    ends = (nn.Sequential(Waiting(), nn.Dropout(0.1)) for _ in range(2))
+    (rows, _), (expected, _) = (fitted(g, end) for g, end in zip((True, False), ends, strict=True))
+    assert rows == expected
