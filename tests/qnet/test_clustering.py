@@ -399,6 +399,11 @@ def test_together_messages_name_the_layer():
         )
 
 
+def test_a_histogram_names_itself_in_errors() -> None:
+    with pytest.raises(UserError, match=r"^activations at layer1: no values"):
+        cluster(Histogram("activations at layer1"), activation_levels(2))
+
+
 def test_as_many_values_as_levels_are_a_cluster_each() -> None:
     levels = LevelSet("t", (0, 1, 2))
     values = np.array([1.0, 2.0, 4.0])

@@ -11,7 +11,7 @@ from qnet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qnet.errors import UserError
 from qnet.insertion import insert_quantizers
 from qnet.levels import activation_levels, weight_levels
-from qnet.packing import pack, packed_state, unpack
+from qnet.packing import pack, packed_state, training_only, unpack
 from qnet.quantizer import Quantizer
 from qnet.sites import quantizable_layers
 from qnet.size import model_bytes
@@ -154,3 +154,9 @@ def test_a_damaged_file(checkpoint, change, message, tmp_path):
         load_checkpoint(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_only_what_is_called_weight_quantizer_quantizes_a_weight() -> None:
+    model = nn.Module()
+    model.act_weight_quantizer = Quantizer(activation_levels(2))
+    assert training_only(model) == {"act_weight_quantizer.temperature"}
