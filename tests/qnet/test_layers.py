@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from qnet.clustering import cluster
 from qnet.errors import UserError
@@ -15,7 +14,7 @@ from qnet.layers import QuantizedConv2d, QuantizedReLU, has_hooks
 from qnet.levels import activation_levels, weight_levels
 from qnet.models import build_model
 from qnet.quantizer import Quantizer
-from qnet.sites import activation_sites, quantizable_layers, relu_sites
+from qnet.sites import quantizable_layers, relu_sites
 
 
 def weight_quantizer(alpha: float = 0.1) -> Quantizer:
@@ -83,11 +82,6 @@ def test_with_one_quantizer_the_other_tensor_is_as_it_was(
     expected = layer(quantizer(x))
     insert_quantizers(layer, activations={"": quantizer})
     assert torch.equal(layer(x), expected)
-
-
-def test_text_is_no_list_of_layers() -> None:
-    with pytest.raises(UserError, match=r"model\.keep: 'fc' is text; give a list of names"):
-        quantizable_layers(small_model(), keep="fc")
 
 
 def test_insertion_keeps_what_was_there() -> None:
@@ -199,66 +193,6 @@ def test_a_shared_module_has_one_quantizer() -> None:
     assert set(model(torch.randn(5, 4)).unique().tolist()) <= {0.0, 0.5, 1.0, 1.5}
 
 
-def test_layers_are_in_the_order_of_registration() -> None:
-    model = build_model("resnet20", classes=3)
-    everything = quantizable_layers(model, keep=())
-    assert len(everything) == 20
-    assert everything[0] == "conv1"
-    assert everything[-1] == "linear"
-    assert quantizable_layers(model) == everything[1:-1]
-    insert_quantizers(model, weights={everything[3]: weight_quantizer()})
-    assert quantizable_layers(model) == everything[1:-1]
-
-
-def test_patterns_keep_and_choose_layers() -> None:
-    model = build_model("resnet18", classes=3)
-    kept = quantizable_layers(model, keep=["first", "last", "*.downsample.*"])
-    assert len(kept) == 16
-    assert not any("downsample" in name for name in kept)
-    assert quantizable_layers(model, keep=[], quantize=["last", "layer1.?.conv1"]) == [
-        "layer1.0.conv1",
-        "layer1.1.conv1",
-        "fc",
-    ]
-
-
-@pytest.mark.parametrize("parameter", ["keep", "quantize"])
-def test_a_pattern_that_fits_no_layer(parameter: str) -> None:
-    model = build_model("resnet20", classes=3)
-    with pytest.raises(
-        UserError, match=rf"model\.{parameter}: 'layer9\.\*'.*conv1.*linear"
-    ) as error:
-        quantizable_layers(model, **{parameter: ["layer9.*"]})
-    assert "\n" not in str(error.value)
-
-
-def test_a_number_is_a_name_too() -> None:
-    assert quantizable_layers(small_model(), keep=[0, 7], quantize=[2]) == ["2"]
-
-
-def test_nothing_left_to_quantize() -> None:
-    with pytest.raises(UserError, match=r"model\.keep.*model\.quantize.*leave no nn\.Conv2d or"):
-        quantizable_layers(nn.Linear(2, 2))
-    with pytest.raises(UserError, match="keep fewer of the network's 4: 0, 2, 5, 7"):
-        quantizable_layers(small_model(), keep=["*"])
-    with pytest.raises(UserError, match=r"no nn\.Conv2d or nn\.Linear"):
-        quantizable_layers(nn.Sequential(nn.ReLU()))
-
-
-def test_subclasses_are_left_alone() -> None:
-    # Attention reads the weight of its projection itself: a quantizer there would do nothing.
-    model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
-    assert quantizable_layers(model, keep=()) == ["1"]
-
-
-def test_a_weight_that_is_computed_from_others_is_left_alone() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    prune.random_unstructured(model[0], "weight", amount=1)
-    assert quantizable_layers(model, keep=()) == ["1"]
-    with pytest.raises(UserError, match="weights: '0' is not"):
-        insert_quantizers(model, weights={"0": weight_quantizer()})
-
-
 def test_a_transformer_in_eval_mode_calls_its_quantized_layers() -> None:
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
@@ -267,16 +201,6 @@ def test_a_transformer_in_eval_mode_calls_its_quantized_layers() -> None:
     with torch.no_grad():
         deployed = model(x)
     torch.testing.assert_close(deployed, model(x).detach())
-
-
-def test_activation_sites_are_inputs_of_layers_or_relus() -> None:
-    model = small_model()
-    assert activation_sites(model, "input") == ["2", "5"]
-    assert activation_sites(model, "relu") == relu_sites(model) == ["1", "3", "6"]
-    insert_quantizers(model, activations={"3": input_quantizer()})
-    assert relu_sites(model) == ["1", "3", "6"]
-    with pytest.raises(UserError, match=r"activations\.sites=input"):
-        activation_sites(nn.Sequential(nn.ReLU6()), "relu")
 
 
 def test_compiles_into_one_graph() -> None:
