@@ -4,9 +4,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.pipeline import ROOT
 
@@ -62,3 +65,11 @@ def test_the_oldest_versions_are_those_that_pyproject_names():
     _, *pins = (ROOT / "constraints-oldest.txt").read_text().splitlines()
     for requirement, pin in zip(needed, pins, strict=True):
         assert pin in (exact := requirement.replace(">=", "=="), f"{exact}.0")
+
+
+def test_everything_that_pyproject_needs_has_one_version_on_this_python():
+    pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines()[2:]]
+    here = [canonicalize_name(pin.name) for pin in pins if not pin.marker or pin.marker.evaluate()]
+    assert len(here) == len(set(here))
+    needed = [Requirement(line) for line in requires("qnet") or []]
+    assert {canonicalize_name(requirement.name) for requirement in needed} <= set(here)
