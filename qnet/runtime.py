@@ -16,6 +16,8 @@ from qnet.errors import UserError
 from qnet.fused import use_compiled
 from qnet.params import RuntimeParams
 
+PER_CPU = 4  # more processes than this for each CPU core would only fill the memory
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -40,7 +42,8 @@ def start(params: RuntimeParams) -> Runtime:
 
     Raises:
         UserError: `runtime.device` names a device that this machine does not have, or does not
-            have for each of the processes; or several processes are to compile the network.
+            have for each of the processes; there are too many `runtime.workers` for it; or several
+            processes are to compile the network.
     """
     if params.compile == "network" and world_size() > 1:
         raise UserError(
@@ -64,7 +67,7 @@ def start(params: RuntimeParams) -> Runtime:
     device = device_of_process(params.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # streams and graphs are those of the current device
-    workers = usable_cpus() if params.workers == "auto" else params.workers
+    workers = usable_cpus() if params.workers == "auto" else _bounded("workers", params.workers)
     workers = -(-workers // local_world_size())
     auto = params.precision == "auto"
     mixed = has_bfloat16(device) if auto else params.precision == "bfloat16"
@@ -79,10 +82,25 @@ def start(params: RuntimeParams) -> Runtime:
 
 
 def processes(params: RuntimeParams) -> int:
-    """How many processes of this machine train together."""
+    """How many processes of this machine train together.
+
+    Raises:
+        UserError: there are too many `runtime.processes` for this machine.
+    """
     if params.processes != "auto":
-        return params.processes
+        return _bounded("processes", params.processes)
     return max(1, torch.cuda.device_count()) if params.device in ("auto", "cuda") else 1
+
+
+def _bounded(name: str, count: int) -> int:
+    """The number, if this machine has CPU cores for so many processes."""
+    most = PER_CPU * usable_cpus()
+    if count > most:
+        raise UserError(
+            f"runtime.{name}: {count} is more than {PER_CPU} for each CPU core of this machine: "
+            f"choose at most {most}, or auto"
+        )
+    return count
 
 
 def seed_for(seed: int, *names: str | int) -> int:

@@ -83,8 +83,7 @@ def _end_with(parent: int) -> None:
 
 def _launch(stage: Stage, params: Params) -> None:
     """Start this same command several times; with one process, just run the stage."""
-    count = processes(params.runtime)
-    if count == 1 or _started_among_others():
+    if _started_among_others() or (count := processes(params.runtime)) == 1:
         try:
             stage(params)
         except KeyboardInterrupt:

@@ -47,6 +47,16 @@ def test_alone_all_is_as_it_says(params, threads):
     assert threads == [7]
 
 
+@pytest.mark.parametrize("name", ["processes", "workers"])
+def test_more_processes_than_the_cpu_has_room_for(name, params, threads, monkeypatch):
+    monkeypatch.setattr(runtime, "usable_cpus", lambda: 3)
+    begin = {"processes": runtime.processes, "workers": runtime.start}[name]
+    begin(params.model_copy(update={name: 12}))
+    message = f"runtime.{name}: 13 is more than 4 for each CPU core .*: choose at most 12, or auto"
+    with pytest.raises(UserError, match=message):
+        begin(params.model_copy(update={name: 13}))
+
+
 def test_cublas_is_told_to_be_deterministic(params, threads, monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     runtime.start(params)

@@ -146,4 +146,4 @@ def test_auto_is_one_process_for_each_cuda_device(device, expected, prepared, mo
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     params = load_params(prepared / "params.yaml").runtime
     assert processes(params.model_copy(update={"device": device, "processes": "auto"})) == expected
-    assert processes(params.model_copy(update={"device": device, "processes": 5})) == 5
+    assert processes(params.model_copy(update={"device": device, "processes": 4})) == 4
