@@ -161,7 +161,7 @@ def ours(phase: str, setting: Setting, *, distilled: bool = False, whole: bool =
         Batches(_images(images), info, batch_size=batch, device=runtime.device, augment=augment)
         for images, batch, augment in (
             (setting.batch * (setting.steps + 1), setting.batch, Augment(PAD, flip=True)),
-            (8, 8, None),  # validation, which is not timed
+            (8, 8, Augment()),  # validation, which is not timed
         )
     ]
     teacher = _network("fp", sites="input")[0].to(runtime.device) if distilled else None

@@ -32,6 +32,7 @@ def plan_of(stairs: Stairs, temperature: WindowTemperature | None) -> Planned | 
         None if the kernel would have too many terms.
     """
     if isinstance(temperature, str):
+        assert temperature == "straight_through", temperature
         return Plan("line"), [1.0]
     t = 1.0 if temperature is None else temperature
     plan, numbers = Plan("each"), list(stairs.thresholds)

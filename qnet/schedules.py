@@ -14,17 +14,19 @@ def learning_rate(params: TrainingParams, time: float) -> float:
     """Learning rate at `time`, in epochs from the start (2.5: in the middle of the third).
 
     Linear warm-up to `lr`, then `constant`, `step` (times `decay_factor` at each of
-    `decay_epochs`) or `cosine` (to zero at the last step; Loshchilov & Hutter, ICLR 2017).
+    `decay_epochs`) or `cosine` (to zero at the end; Loshchilov & Hutter, ICLR 2017).
     """
     if time < params.warmup_epochs:
         return params.lr * time / params.warmup_epochs
-    if params.schedule == "step":
-        passed = sum(time >= epoch for epoch in params.decay_epochs)
-        return params.lr * params.decay_factor**passed
-    if params.schedule == "cosine":
-        share = (time - params.warmup_epochs) / (params.epochs - params.warmup_epochs)
-        return params.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-    return params.lr
+    match params.schedule:
+        case "constant":
+            return params.lr
+        case "step":
+            passed = sum(time >= epoch for epoch in params.decay_epochs)
+            return params.lr * params.decay_factor**passed
+        case "cosine":
+            share = (time - params.warmup_epochs) / (params.epochs - params.warmup_epochs)
+            return params.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 def temperature_at(params: TrainingParams, epoch: int) -> float | None:

@@ -133,6 +133,7 @@ def window(u: Tensor, stairs: Stairs, temperature: WindowTemperature) -> Tensor:
     The line is the one between the outermost levels: for -o <= u <= Σ s_i - o.
     """
     if isinstance(temperature, str):
+        assert temperature == "straight_through", temperature
         return ((u >= -stairs.offset) & (u <= sum(stairs.steps) - stairs.offset)).to(u.dtype)
     radius = _radius(stairs, temperature, u.dtype)
     if radius is not None:

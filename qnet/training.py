@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qnet.batch_norm import measure_batch_norm, synchronise_batch_norm
+from qnet.batch_norm import synchronise_batch_norm
+from qnet.bn_statistics import measure_batch_norm
 from qnet.compiling import CompiledNetwork
 from qnet.data import BatchSource
 from qnet.distributed import backward, broadcast_state, rank, sum_over_processes, world_size

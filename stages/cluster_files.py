@@ -9,6 +9,8 @@ from pydantic import TypeAdapter
 
 from qnet.clustering import Clusters
 from qnet.histogram import Histogram
+from qnet.params import QuantizedTrainingParams
+from qnet.quantizer import Quantizer
 
 BINS = 160
 
@@ -47,6 +49,14 @@ class Clustered:
 
     histogram: Coarse
     clusters: Clusters
+
+    def quantizer(self, params: QuantizedTrainingParams) -> Quantizer:
+        """A quantizer that starts from the clusters, trained as `params` say."""
+        return Quantizer.from_clusters(
+            self.clusters,
+            forward_mode=params.forward,
+            backward_temperature=params.backward_temperature,
+        )
 
 
 @dataclass(frozen=True)

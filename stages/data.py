@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qnet.data import WHOLE, Augment, BatchSource, DatasetInfo, Shard, load_info, open_batches
+from qnet.data import (
+    UNCHANGED,
+    WHOLE,
+    Augment,
+    BatchSource,
+    DatasetInfo,
+    Shard,
+    load_info,
+    open_batches,
+)
 from qnet.distributed import rank, world_size
 from qnet.errors import UserError
 from qnet.params import Params, TrainingParams
@@ -131,7 +140,7 @@ def _open(
     runtime: Runtime,
     batch_size: int,
     *,
-    augment: Augment | None = None,
+    augment: Augment = UNCHANGED,
     chosen: Tensor | None = None,
 ) -> BatchSource:
     return open_batches(

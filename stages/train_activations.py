@@ -23,7 +23,6 @@ from stages.common import ACTIVATION_CLUSTERS, ACTIVATIONS, FP, METRICS, WEIGHTS
 from stages.data import prepared_like
 from stages.launch import run
 from stages.pictures import draw_clusters
-from stages.quantizers import quantizers_from
 from stages.training import TrainingStage
 
 
@@ -33,7 +32,7 @@ def main(params: Params) -> None:
     checkpoint = load_checkpoint(WEIGHTS, runtime.device)
     prepared_like(checkpoint.dataset)
     clusters = _clusters(params, checkpoint, runtime)
-    quantizers = quantizers_from(clusters, params.activations)
+    quantizers = {name: found.quantizer(params.activations) for name, found in clusters.items()}
     insert_quantizers(checkpoint.model, activations=quantizers)
     if rank() == 0:
         # Before training: if something fails afterwards, DVC runs the stage again from the start.

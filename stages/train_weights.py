@@ -19,7 +19,6 @@ from stages.cluster_files import LAYERS
 from stages.common import FP, WEIGHT_CLUSTERS, WEIGHTS, reading
 from stages.data import prepared_like
 from stages.launch import run
-from stages.quantizers import quantizers_from
 from stages.training import TrainingStage
 
 
@@ -39,7 +38,8 @@ def main(params: Params) -> None:
             "other levels; run `dvc repro cluster`"
         )
     with reading(WEIGHT_CLUSTERS):
-        insert_quantizers(checkpoint.model, weights=quantizers_from(clusters, params.weights))
+        quantizers = {name: found.quantizer(params.weights) for name, found in clusters.items()}
+        insert_quantizers(checkpoint.model, weights=quantizers)
     stage = TrainingStage("weights", params, checkpoint, runtime, WEIGHTS)
     if clusters:
         stage.train(inputs=[FP, WEIGHT_CLUSTERS], teacher=FP)

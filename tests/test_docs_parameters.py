@@ -3,10 +3,13 @@
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
+
+from qnet.models.building import MODELS
+from qnet.params import Params
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
@@ -103,3 +106,26 @@ def test_what_runs_again_is_what_dvc_runs():
         assert set(code(read_by)) == readers(name), f"{row}, for {name}"
         expected = set(STAGES) - set(code(run)) if run.startswith("all") else set(code(run))
         assert expected == later(readers(name)), f"{row}, for {name}"
+
+
+def words(kind: Any) -> set[str]:
+    """The words that a parameter of this type may be."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return {word for word in arguments if isinstance(word, str)}
+    return set().union(*map(words, arguments))
+
+
+def test_every_word_that_a_parameter_may_be_is_described():
+    for heading, (first, allowed, *_) in rows("name"):
+        (name,) = code(first)
+        for path in [f"{section}.{name}" for section in code(heading)] or [name]:
+            kind: Any = Params
+            for part in path.split("."):
+                kind = kind.model_fields[part].annotation
+            assert words(kind) <= {*code(allowed), "true", "false"}, path
+
+
+def test_every_model_is_described():
+    (description,) = (cells[2] for _, cells in rows("name") if cells[1] == "a model")
+    assert set(MODELS) <= set(code(description))

@@ -8,7 +8,7 @@ chooses between the two.
 
 from __future__ import annotations
 
-from qnet.data.batches import WHOLE, Augment, Batch, Batches, BatchSource, Shard
+from qnet.data.batches import UNCHANGED, WHOLE, Augment, Batch, Batches, BatchSource, Shard
 from qnet.data.dataset import DatasetInfo, Split
 from qnet.data.imagenet import prepare_imagenet
 from qnet.data.manifest import Listing, save_manifest
@@ -19,6 +19,7 @@ from qnet.data.sources import load_source
 from qnet.data.splits import prepare
 
 __all__ = [
+    "UNCHANGED",
     "WHOLE",
     "Augment",
     "Batch",

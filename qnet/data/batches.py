@@ -32,8 +32,11 @@ class Augment:
         flip: mirror each image with probability one half.
     """
 
-    pad: int
-    flip: bool
+    pad: int = 0
+    flip: bool = False
+
+
+UNCHANGED = Augment()
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,9 @@ class Batches:
         info: gives mean and std.
         batch_size: images per batch.
         device: where the images are kept and the batches made.
-        augment: for training images; `Augment(pad=0, flip=False)` leaves them unchanged.
+        augment: for training images; the default leaves them unchanged.
         shard: share of this process; its images are the same as in a single-process run.
         name: of the split, for messages.
-
-    Raises:
-        UserError: if training images do not fill one batch.
     """
 
     waited = 0.0  # images in memory need no waiting
@@ -130,7 +130,7 @@ class Batches:
         *,
         batch_size: int,
         device: torch.device | str,
-        augment: Augment | None = None,
+        augment: Augment = UNCHANGED,
         shard: Shard = WHOLE,
         name: str = "given",
     ) -> None:
@@ -140,8 +140,6 @@ class Batches:
         self.shard = shard
         self._images = split.images.permute(0, 2, 3, 1).contiguous().to(device)  # [N, H, W, C]
         self._labels = split.labels.to(device)
-        if augment is not None:
-            require_full_batch(batch_size, len(self._labels))
         self._normalise = Normalise(info, self._images.shape[2], device)
 
     def __len__(self) -> int:
@@ -158,7 +156,7 @@ class Batches:
             UserError: if the images do not fill one batch.
         """
         require_full_batch(self.batch_size, len(self._labels))
-        augment = self.augment or Augment(pad=0, flip=False)
+        augment = self.augment
         count, source, device = len(self._labels), generator.device, self._images.device
         order = torch.randperm(count, generator=generator, device=source)
         room = 2 * augment.pad + 1  # possible positions of a crop along a side
@@ -179,9 +177,8 @@ class Batches:
             batch = self.shard.slice_of(first, first + self.batch_size)
             images = self._images.index_select(0, order[batch])
             labels = self._labels.index_select(0, order[batch])
-            if self.augment is not None:
-                images = crop(images, starts[:, batch], mirrored[batch], self.augment.pad)
-            yield self._normalise(images), labels
+            cropped = crop(images, starts[:, batch], mirrored[batch], self.augment.pad)
+            yield self._normalise(cropped), labels
 
 
 def require_full_batch(batch_size: int, count: int) -> None:

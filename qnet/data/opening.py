@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qnet.data.batches import WHOLE, Augment, Batches, BatchSource, Shard
+from qnet.data.batches import UNCHANGED, WHOLE, Augment, Batches, BatchSource, Shard
 from qnet.data.dataset import DatasetInfo
 from qnet.data.manifest import has_manifest, load_listing
 from qnet.data.prepared import load_split
@@ -21,7 +21,7 @@ def open_batches(
     *,
     batch_size: int,
     device: torch.device | str,
-    augment: Augment | None = None,
+    augment: Augment = UNCHANGED,
     shard: Shard = WHOLE,
     chosen: Tensor | None = None,
     workers: int = 0,
@@ -42,7 +42,7 @@ def open_batches(
         workers, bad_images, warn: as in `StreamedBatches`; unused for images in memory.
 
     Raises:
-        UserError: if the split cannot be read, or does not fill a training batch.
+        UserError: if the split cannot be read.
     """
     if not has_manifest(folder):
         images = load_split(folder, split)

@@ -29,7 +29,7 @@ def load_source(
     """Read a data set, downloading it first if it is a published one that is not there.
 
     Args:
-        name: one of `SOURCES`.
+        name: `data.name` of params.yaml, except imagenet.
         root: folder of the downloads; for image_folder, the folder that holds train/ and test/.
         size: side of the images in pixels; None: the data set's own (digits: 16).
         channels: 1 gray, 3 colour; None: the data set's own.
@@ -39,7 +39,7 @@ def load_source(
         UserError: if the name is unknown, or the files are missing or damaged.
     """
     if name not in _LOADERS:
-        raise UserError(f"data.name: {name!r} is unknown, choose one of {', '.join(SOURCES)}")
+        raise UserError(f"data.name: {name!r} is unknown, choose one of {', '.join(_LOADERS)}")
     return _LOADERS[name](Path(root), size, channels, progress)
 
 
@@ -85,4 +85,3 @@ _LOADERS: dict[str, Callable[[Path, int | None, int | None, Progress | None], Ra
     **{name: partial(_load_published, name) for name in _PUBLISHED},
     "image_folder": load_image_folder,
 }
-SOURCES = tuple(_LOADERS)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from qnet.data.batches import WHOLE, Augment, Batch, Normalise, Shard, require_full_batch
+from qnet.data.batches import UNCHANGED, WHOLE, Augment, Batch, Normalise, Shard, require_full_batch
 from qnet.data.dataset import DatasetInfo
 from qnet.data.manifest import Listing
 from qnet.data.pixels import eight_bits
@@ -59,8 +59,7 @@ class StreamedBatches:
         waited: seconds that the last pass over the images spent waiting for them.
 
     Raises:
-        UserError: if training images do not fill one batch; during iteration, if there are more
-            bad images than allowed, or a worker dies.
+        UserError: during iteration, if there are more bad images than allowed, or a worker dies.
     """
 
     def __init__(
@@ -70,15 +69,13 @@ class StreamedBatches:
         *,
         batch_size: int,
         device: torch.device | str,
-        augment: Augment | None = None,
+        augment: Augment = UNCHANGED,
         shard: Shard = WHOLE,
         workers: int = 0,
         bad_images: int = 0,
         warn: Warn = to_stderr,
         name: str = "given",
     ) -> None:
-        if augment is not None:
-            require_full_batch(batch_size, len(listing))
         self.name = name
         self.batch_size = batch_size
         self.shard = shard
@@ -101,6 +98,9 @@ class StreamedBatches:
         """All images once in random order, augmented, without the last batch if it is short.
 
         All random numbers of the epoch are drawn by this call, as in `Batches`.
+
+        Raises:
+            UserError: if the images do not fill one batch; see also the class.
         """
         count, source = len(self._listing), generator.device
         require_full_batch(self.batch_size, count)
@@ -151,14 +151,13 @@ class StreamedBatches:
 class _Pictures(Dataset[Decoded]):
     """Data set whose items are whole batches, decoded when a worker asks for them."""
 
-    def __init__(self, listing: Listing, size: int, augment: Augment | None, attempts: int) -> None:
+    def __init__(self, listing: Listing, size: int, augment: Augment, attempts: int) -> None:
         self.listing = listing
         self.size = size
         # One more than allowed, as training stops then anyway; and each image only once.
         self.attempts = min(attempts + 1, len(listing))
         centre = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
         self.evaluation = v2.Compose(centre)
-        augment = augment or Augment(pad=0, flip=False)
         crop = [v2.RandomResizedCrop(size)] if augment.pad else centre
         flip = [v2.RandomHorizontalFlip()] if augment.flip else []
         self.training = v2.Compose([*crop, *flip])

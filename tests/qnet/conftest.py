@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from qnet.data import Augment, Batches
+from qnet.data import UNCHANGED, Augment, Batches
 from qnet.training import TrainingData
 
 
 @pytest.fixture
 def data(tiny_info, tiny_split):
-    def batches(count, seed, size, augment=None):
+    def batches(count, seed, size, augment=UNCHANGED):
         return Batches(
             tiny_split(count, seed), tiny_info, batch_size=size, device="cpu", augment=augment
         )

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qnet.batch_norm import is_plain, measure_batch_norm, synchronise_batch_norm
+from qnet.batch_norm import is_plain, synchronise_batch_norm
+from qnet.bn_statistics import measure_batch_norm
 from qnet.data import Batches
 from qnet.errors import UserError
 from qnet.runtime import Runtime

@@ -104,7 +104,7 @@ def test_the_generator_decides_and_no_other(found) -> None:
 
 def test_evaluation_is_the_centre_of_each_picture_in_order(found) -> None:
     info, splits = found
-    data = batches(found, split="test", augment=None, batch_size=5)
+    data = batches(found, split="test", augment=Augment(), batch_size=5)
     taken = list(data.ordered())
     assert [len(labels) for _, labels in taken] == [5, 5, 2]
     labels = torch.cat([labels for _, labels in taken])
@@ -117,7 +117,7 @@ def test_evaluation_is_the_centre_of_each_picture_in_order(found) -> None:
 
 
 def test_no_augmentation_is_that_too(found) -> None:
-    data = batches(found, augment=Augment(0, False), batch_size=27)
+    data = batches(found, augment=Augment(), batch_size=27)
     (images, labels), (ordered, all_labels) = next(data.epoch(generator())), next(data.ordered())
     order = torch.randperm(27, generator=generator())
     assert torch.equal(images, ordered[order])
@@ -126,8 +126,8 @@ def test_no_augmentation_is_that_too(found) -> None:
 
 def test_a_batch_must_fill(found) -> None:
     with pytest.raises(UserError, match="batch_size: 28 is more than the 27 training images"):
-        batches(found, batch_size=28)
-    assert len(list(batches(found, batch_size=28, augment=None).ordered())) == 1
+        batches(found, batch_size=28).epoch(generator())
+    assert len(list(batches(found, batch_size=28).ordered())) == 1
 
 
 # Images that cannot be read
@@ -180,7 +180,7 @@ def test_bad_pictures_are_left_out_of_evaluation(found) -> None:
     listing = found[1]["test"]
     for place in (0, 1, 5):
         Path(listing.path(place)).write_bytes(b"")
-    data = batches(found, split="test", augment=None, batch_size=2, bad_images=3, warn=str)
+    data = batches(found, split="test", augment=Augment(), batch_size=2, bad_images=3, warn=str)
     kept = [place for place in range(12) if place not in (0, 1, 5)]
     assert torch.cat([labels for _, labels in data.ordered()]).tolist() == (
         listing.labels[kept].tolist()
@@ -193,7 +193,7 @@ def test_a_picture_is_not_blamed_for_the_machine(found, workers, monkeypatch) ->
         raise MemoryError
 
     monkeypatch.setattr("qnet.data.streamed._Pictures._decode", fail)
-    data = batches(found, split="test", augment=None, workers=workers, bad_images=99, warn=str)
+    data = batches(found, split="test", augment=Augment(), workers=workers, bad_images=99, warn=str)
     with pytest.raises(MemoryError):
         list(data.ordered())
 
@@ -203,7 +203,7 @@ def test_a_disk_that_fails_in_a_worker_is_named(found, monkeypatch) -> None:
         raise OSError(errno.EIO, "Input/output error", "some/picture.jpg")
 
     monkeypatch.setattr("qnet.data.streamed._Pictures._decode", fail)
-    data = batches(found, split="test", augment=None, workers=1, bad_images=99, warn=str)
+    data = batches(found, split="test", augment=Augment(), workers=1, bad_images=99, warn=str)
     message = r"^data\.root: OSError: .*Input/output error: 'some/picture\.jpg'; fix the file"
     with pytest.raises(UserError, match=message):
         list(data.ordered())
@@ -214,7 +214,7 @@ def test_odd_but_good_pictures(found) -> None:
     kinds = {0: ("CMYK", "JPEG"), 1: ("L", "JPEG"), 2: ("RGBA", "PNG"), 3: ("P", "PNG")}
     for place, (mode, form) in kinds.items():
         Image.open(listing.path(place)).convert(mode).save(listing.path(place), form)
-    data = batches(found, split="test", augment=None)
+    data = batches(found, split="test", augment=Augment())
     assert sum(len(labels) for _, labels in data.ordered()) == 12
 
 
@@ -277,7 +277,7 @@ def test_a_png_is_what_it_is_in_a_folder_of_images(found) -> None:
     see_through = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
     for place, image in enumerate((Image.fromarray(ramp), see_through)):
         image.save(listing.path(place), format="png")
-        pixels = batches(found, split="test", augment=None)._pictures._decode(place, None)
+        pixels = batches(found, split="test", augment=Augment())._pictures._decode(place, None)
         assert abs(pixels.mean() - to_pixels(image, 32, 3).mean()) < 10  # its middle is cut
 
 
