@@ -34,11 +34,12 @@ def to_int8(model: nn.Module) -> nn.Module:
 
     Returns:
         The copy, in eval mode and channels-last. It takes batches, [N, ...]. It can be copied and
-        compiled, not trained, saved as a checkpoint or moved to another device.
+        compiled, not trained, differentiated, exported to ONNX, saved as a checkpoint or moved to
+        another device.
 
     Raises:
-        UserError: there is no such layer, the network is on another device, or PyTorch was built
-            without oneDNN.
+        UserError: there is no such layer, the network is on another device or comes from this
+            function, or PyTorch was built without oneDNN.
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018, section 2.2, sums levels likewise.
@@ -48,7 +49,9 @@ def to_int8(model: nn.Module) -> nn.Module:
     devices = {parameter.device.type for parameter in model.parameters()} - {"cpu"}
     if devices:
         raise UserError(f"to_int8: the network is on {devices.pop()}; load it on cpu")
-    converted = channels_last(copy.deepcopy(model).eval())
+    if any(isinstance(module, _Int8Layer) for module in model.modules()):
+        raise UserError("to_int8: the network comes from to_int8 already; use it as it is")
+    converted = channels_last(copy.deepcopy(model).eval()).requires_grad_(False)
     layers = [module for module in converted.modules() if _fits(module)]
     if not layers:
         quantized = any(map(_is_quantized, converted.modules()))
@@ -98,7 +101,15 @@ class _Int8Layer(QuantizedLayer):
         raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
-        """What the quantized layer computes, of the same shapes."""
+        """What the quantized layer computes, of the same shapes.
+
+        Raises:
+            UserError: a gradient of the input is wanted, which integers do not have.
+        """
+        if input.requires_grad and torch.is_grad_enabled():
+            raise UserError(
+                "a network of to_int8 has no gradients; take those of the one it came from"
+            )
         codes = (self.input_quantizer.unscaled(input) + self.zero_point).to(torch.uint8)
         sums = self._sums(codes)
         return self._scaled(sums, self.input_quantizer, self.weight_quantizer).to(input.dtype)

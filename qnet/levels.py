@@ -155,7 +155,7 @@ def activation_levels(spec: str | int, signed: bool = False) -> LevelSet | None:
 
 def _name(spec: object) -> str:
     """The text of a number or a name; empty, so no set's name, for anything else (True, 2.5)."""
-    if isinstance(spec, bool) or not isinstance(spec, (str, int)):
+    if isinstance(spec, bool) or not isinstance(spec, (str, Integral)):
         return ""
     return str(spec).strip()
 

@@ -24,8 +24,14 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
     Raises:
         ValueError: if the values are float or beyond 16 bits, which have no known range.
-        UserError: channels is another number.
+        UserError: image is no PIL image, size is below 1, or channels is another number.
     """
+    if not isinstance(image, Image.Image):
+        raise UserError(
+            f"to_pixels: image is a {type(image).__name__}; give what PIL.Image.open returns"
+        )
+    if size < 1:
+        raise UserError(f"to_pixels: size {size}; use a whole number above 0")
     if channels not in (1, 3):
         raise UserError(f"to_pixels: channels {channels}; use 1 (gray) or 3 (colour)")
     image = eight_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")

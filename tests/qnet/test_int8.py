@@ -251,6 +251,22 @@ def test_it_is_not_trained(layer_and_input):
         converted.train()
 
 
+def test_it_has_no_gradients(layer_and_input):
+    layer, x = layer_and_input
+    converted = to_int8(layer)
+    assert not any(parameter.requires_grad for parameter in converted.parameters())
+    assert all(parameter.requires_grad for parameter in layer.parameters())
+    with pytest.raises(UserError, match="no gradients; take those of the one it came from"):
+        converted(x.clone().requires_grad_())
+    with torch.no_grad():
+        converted(x.clone().requires_grad_())
+
+
+def test_it_is_not_converted_again(layer_and_input):
+    with pytest.raises(UserError, match="comes from to_int8 already; use it as it is"):
+        to_int8(to_int8(layer_and_input[0]))
+
+
 def test_it_is_not_saved(tmp_path, tiny_info):
     model = tiny.network(len(tiny_info.classes), tiny_info.channels, tiny_info.size).eval()
     insert_quantizers(

@@ -34,6 +34,8 @@ def test_weight_sets_are_those_of_the_method(name: str) -> None:
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_numbers_and_their_text_are_the_same(bits: int) -> None:
+    assert weight_levels(np.int64(bits)) == weight_levels(bits)
+    assert activation_levels(np.int64(bits)) == activation_levels(bits)
     assert weight_levels(bits) == weight_levels(str(bits))
     assert activation_levels(bits) == activation_levels(str(bits))
     assert weight_levels(bits).bits == bits

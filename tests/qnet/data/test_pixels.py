@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,6 +56,19 @@ def test_transparent_becomes_white(mode: str) -> None:
     palette = Image.new("P", (2, 2), 0)
     palette.info["transparency"] = 0
     assert (to_pixels(palette, 2, 1) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("picture.jpg", 8, 3), "image is a str; give what PIL.Image.open returns"),
+        ((RAMP, 8, 3), "image is a ndarray"),
+        ((Image.fromarray(RAMP), 0, 3), "size 0; use a whole number above 0"),
+    ],
+)
+def test_what_has_no_pixels_is_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        to_pixels(*arguments)
 
 
 def test_pixels_are_the_callers_own() -> None:
