@@ -26,7 +26,7 @@ from qnet.size import full_precision_bytes, model_bytes
 from qnet.training import Trainer
 from stages.bars import bar
 from stages.common import METRICS, PREPARED, write_json
-from stages.data import evaluation_images, evaluation_steps, training_data
+from stages.data import evaluation_images, evaluation_steps, prepared_like, training_data
 from stages.logs import Log, write_confusion, write_curves
 from stages.resuming import resume_file
 from stages.unchanged import check_unchanged
@@ -95,7 +95,9 @@ class TrainingStage:
     def _fit(self, resume: ResumeFile, teacher: Path | None) -> History:
         taught_by = None
         if teacher is not None and distils(self.settings):
-            taught_by = load_checkpoint(teacher, self.runtime.device).model
+            loaded = load_checkpoint(teacher, self.runtime.device)
+            prepared_like(loaded.dataset)
+            taught_by = loaded.model
         params, model = self.params, self.checkpoint.model
         data = training_data(params, self.section, self.checkpoint.dataset, self.runtime)
         trainer = Trainer(

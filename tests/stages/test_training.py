@@ -1,6 +1,7 @@
 """What training stages train on, what they resume, and from whom they learn."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import qnet.resume
 import stages.data
 import stages.training
-from qnet.checkpoint import Checkpoint, load_model
+from qnet.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from qnet.data import Augment, save_prepared
 from qnet.params import load_params
 from qnet.runtime import Runtime
@@ -96,3 +97,13 @@ def test_the_teacher_is_the_full_precision_network(stage, workspace, monkeypatch
     run(stage, workspace)
     expected = load_model(workspace / "checkpoints/fp.safetensors").state_dict()
     torch.testing.assert_close(teachers, [expected], rtol=0, atol=0)
+
+
+def test_a_teacher_of_other_images_is_refused(workspace):
+    path = workspace / "checkpoints/fp.safetensors"
+    taught = load_checkpoint(path)
+    other = replace(taught.dataset, size=2 * taught.dataset.size)
+    save_checkpoint(path, replace(taught, dataset=other))
+    output = run("train_activations", workspace, status=2).strip()
+    assert "they differ in size; set data to what it was trained on" in output
+    assert "\n" not in output
